@@ -1,0 +1,1 @@
+"""Named complete run configurations (YAML), DeepSpeed JSON and cluster templates."""

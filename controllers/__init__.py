@@ -1,0 +1,1 @@
+"""A plan becomes steering and acceleration: lateral and longitudinal tracking, plan delay."""

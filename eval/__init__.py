@@ -1,0 +1,1 @@
+"""Closed-loop metrics: scorers, aggregation, reports and videos."""

@@ -1,0 +1,1 @@
+"""The world: clips, scenes, cameras, rasterizers, reconstruction, vehicle dynamics, the closed loop."""

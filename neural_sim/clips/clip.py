@@ -1,0 +1,103 @@
+"""The clip: one recorded drive, in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from neural_sim.cameras import Camera
+from neural_sim.errors import InputError
+from neural_sim.road_map import RoadMap
+from neural_sim.road_users import EgoVehicle, Track
+from neural_sim.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class CameraFrames:
+    """The images of one camera.
+
+    Attributes:
+        camera: calibration at the stored image size.
+        t_us: int64 [N], strictly increasing; when the middle row of each image was exposed.
+        paths: image file of each frame.
+    """
+
+    camera: Camera
+    t_us: Int[np.ndarray, "n"]
+    paths: tuple[Path, ...]
+
+    def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Decode frame `index` to RGB; gray images are repeated over the channels.
+
+        Raises `InputError` when the file is missing, truncated, or not of the calibrated size.
+        """
+        path = self.paths[index]
+        where = f"camera {self.camera.name}, frame {index} ({path})"
+        if not path.is_file():
+            raise InputError(f"{where}: the image file is missing; restore it or ingest a range without it")
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{where}: the image does not decode ({error}); restore the file") from error
+        expected = (self.camera.height_px, self.camera.width_px, 3)
+        if pixels.shape != expected:
+            raise InputError(
+                f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]} but the calibration says "
+                f"{expected[1]}x{expected[0]}; use the calibration that belongs to these images"
+            )
+        return pixels
+
+
+@dataclass(frozen=True)
+class NavigationStep:
+    """A navigation instruction that holds from `start_us` on, for example "turn left at the junction"."""
+
+    start_us: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recorded drive.
+
+    Attributes:
+        clip_id: unique name, also the name of the scene made from it.
+        source: dataset, sequence and options it was ingested with.
+        cameras: frames by camera name.
+        ego: poses of the rig.
+        ego_vehicle: outer box of the recording car.
+        tracks: other road users.
+        road_map: None where the dataset has none.
+        navigation: instructions in order of time; empty where the dataset has none.
+        lidar_paths: sweep files by timestamp (us), each a float32 [N, 4] `.npy` (x, y, z, intensity) in the rig frame.
+    """
+
+    clip_id: str
+    source: Mapping[str, Any]
+    cameras: Mapping[str, CameraFrames]
+    ego: Trajectory
+    ego_vehicle: EgoVehicle
+    tracks: tuple[Track, ...] = ()
+    road_map: RoadMap | None = None
+    navigation: tuple[NavigationStep, ...] = ()
+    lidar_paths: Mapping[int, Path] = field(default_factory=dict)
+
+    @property
+    def duration_s(self) -> float:
+        """Span of the ego poses, s."""
+        return (self.ego.end_us - self.ego.start_us) * 1e-6
+
+    def navigation_at(self, t_us: int) -> str:
+        """The instruction that holds at `t_us`, or an empty string."""
+        return navigation_at(self.navigation, t_us)
+
+
+def navigation_at(navigation: tuple[NavigationStep, ...], t_us: int) -> str:
+    """The instruction that holds at `t_us`, or an empty string."""
+    started = [step.text for step in navigation if step.start_us <= t_us]
+    return started[-1] if started else ""

@@ -1,0 +1,1 @@
+"""From a clip to a scene: initial points, optimisation, held-out quality."""

@@ -1,0 +1,1 @@
+"""Reconstructed worlds: the scene and its NuRec-layout `.usdz` file."""

@@ -1,0 +1,1 @@
+"""Vehicle dynamics, ego-motion noise, traffic and the batched closed loop."""

@@ -1,0 +1,32 @@
+"""What the simulator shows to a policy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+HISTORY_STEPS = 16
+HISTORY_STEP_US = 100_000
+PLAN_STEPS = 64
+PLAN_STEP_US = 100_000
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The input of a policy for B rollouts at one time.
+
+    Attributes:
+        t_us: int64 [B], now, us; the same for all rollouts of a batch.
+        images: uint8 [B, F, H, W, 3] by camera name, oldest first.
+        image_times_us: int64 [B, F] by camera name.
+        ego_history: float32 [B, 16, 4], (x, y, yaw, speed) every 0.1 s, the last at `t_us`; rig frame at `t_us` as the
+            noisy ego-motion estimate has it, m, rad, m/s.
+        navigation: one instruction per rollout, empty where there is none.
+    """
+
+    t_us: Int[np.ndarray, "b"]
+    images: Mapping[str, UInt8[np.ndarray, "b f h w 3"]]
+    image_times_us: Mapping[str, Int[np.ndarray, "b f"]]
+    ego_history: Float[np.ndarray, "b 16 4"]
+    navigation: tuple[str, ...]

@@ -1,0 +1,1 @@
+"""A synthetic street with known truth, rendered as meshes."""

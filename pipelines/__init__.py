@@ -1,0 +1,1 @@
+"""One module per stage, the command line, guidance, shards and training."""

@@ -1,0 +1,1 @@
+"""The policy: backbone, processor, action space, flow-matching action expert, sampling."""
