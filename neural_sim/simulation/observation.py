@@ -6,10 +6,42 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from neural_sim.errors import InputError
+
 HISTORY_STEPS = 16
 HISTORY_STEP_US = 100_000
 PLAN_STEPS = 64
 PLAN_STEP_US = 100_000
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """Which images a policy sees; the policy's configuration fixes it, for training as for the closed loop.
+
+    Attributes:
+        cameras: names, in the order of the policy.
+        num_frames: frames per camera in an observation, the last at the present time.
+        frame_interval_us: time between these frames, us.
+        width_px, height_px: size of every image.
+    """
+
+    cameras: tuple[str, ...]
+    num_frames: int
+    frame_interval_us: int
+    width_px: int
+    height_px: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "frame_interval_us", "width_px", "height_px"):
+            if getattr(self, name) < 1:
+                raise InputError(f"image format: {name} is {getattr(self, name)}, expected 1 or more")
+        if not self.cameras:
+            raise InputError("image format: no camera, expected at least one name")
+
+    @property
+    def span_us(self) -> int:
+        """Time from the oldest to the newest frame of an observation, us."""
+        return (self.num_frames - 1) * self.frame_interval_us
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""What is in a clip, for `roadloop inspect`."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import shapely
+
+from neural_sim.clips.check import check_clip
+from neural_sim.clips.clip import CameraFrames, Clip
+from neural_sim.clips.storage import read_clip
+from neural_sim.errors import InputError
+from neural_sim.road_map import RoadMap
+from neural_sim.road_users import Track
+from neural_sim.trajectory import Trajectory
+
+
+def describe_clip(folder: Path) -> tuple[list[str], list[str]]:
+    """Facts about the clip at `folder` and the problems found; every image is decoded.
+
+    A clip that cannot be read has its name as the only fact and one problem.
+    """
+    try:
+        clip = read_clip(folder)
+    except InputError as error:
+        return [f"clip {folder.name}, not readable"], [str(error)]
+    return _facts(clip), check_clip(clip, decode_images=True)
+
+
+def describe_drive(ego: Trajectory) -> str:
+    """Duration, path length and speed range of the recorded drive, one line."""
+    speed_mps = ego.speed_mps_at(ego.t_us)
+    return (
+        f"drive: {(ego.end_us - ego.start_us) * 1e-6:.2f} s, {ego.path_length_m:.1f} m, "
+        f"{speed_mps.min():.1f} to {speed_mps.max():.1f} m/s, {len(ego.t_us)} poses"
+    )
+
+
+def describe_tracks(tracks: tuple[Track, ...]) -> str:
+    """How many road users of each category, and how many move, one line."""
+    counts = Counter(track.category for track in tracks)
+    by_category = ", ".join(f"{count} {category}" for category, count in sorted(counts.items())) or "none"
+    return f"road users: {by_category}; {sum(track.is_moving() for track in tracks)} moving"
+
+
+def describe_map(road_map: RoadMap | None) -> str:
+    """Source and size of the map, one line."""
+    if road_map is None:
+        return "map: none"
+    return (
+        f"map: {road_map.source}, {len(road_map.lanes)} lanes, {len(road_map.road_edges_m)} road edges, "
+        f"{shapely.area(road_map.drivable):.0f} m2 drivable"
+    )
+
+
+def _facts(clip: Clip) -> list[str]:
+    source = ", ".join(f"{key} {value}" for key, value in clip.source.items() if isinstance(value, str | int | float))
+    return [
+        f"clip {clip.clip_id}",
+        f"source: {source}",
+        describe_drive(clip.ego),
+        *(_camera_fact(frames) for frames in clip.cameras.values()),
+        describe_tracks(clip.tracks),
+        describe_map(clip.road_map),
+        f"lidar sweeps: {len(clip.lidar_paths)}; navigation steps: {len(clip.navigation)}",
+    ]
+
+
+def _camera_fact(frames: CameraFrames) -> str:
+    camera = frames.camera
+    spacing_s = float(np.median(np.diff(frames.t_us))) * 1e-6 if len(frames.t_us) > 1 else float("nan")
+    field_of_view = 2 * np.degrees(np.arctan2(camera.width_px / 2, camera.fx_px))
+    return (
+        f"camera {camera.name}: {len(frames.t_us)} frames, {camera.width_px}x{camera.height_px}, "
+        f"{1 / spacing_s:.2f} Hz, {field_of_view:.0f} degrees wide"
+    )

@@ -1,0 +1,1 @@
+"""The CPU rasterizer: numba kernels over all cores. Importing this package imports numba."""

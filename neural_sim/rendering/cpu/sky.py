@@ -1,0 +1,56 @@
+"""Sky behind drawn views, on the CPU: ray, cubemap lookup, blending and clipping in one pass."""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from neural_sim.rendering.cpu.layout import JIT, ONE, PARALLEL, ZERO
+
+
+@njit(**JIT)
+def face_coordinates(x: float, y: float, z: float) -> tuple[int, float, float]:
+    """Face and (s, t) of a direction; orientation as in `neural_sim.rendering.sky`."""
+    ax, ay, az = abs(x), abs(y), abs(z)
+    if ax >= ay and ax >= az:
+        return (0, -y / ax, -z / ax) if x >= 0.0 else (1, y / ax, -z / ax)
+    if ay >= az:
+        return (2, x / ay, -z / ay) if y >= 0.0 else (3, -x / ay, -z / ay)
+    return (4, -y / az, x / az) if z >= 0.0 else (5, -y / az, -x / az)
+
+
+@njit(**JIT)
+def texel_and_fraction(coordinate: float, size: int) -> tuple[int, int, float]:
+    """Two neighbouring texels and the weight of the second for a coordinate in -1..1."""
+    position = min(max((coordinate + 1.0) * 0.5 * size - 0.5, 0.0), size - 1.0)
+    first = min(int(math.floor(position)), max(size - 2, 0))
+    return first, min(first + 1, size - 1), position - first
+
+
+@njit(**PARALLEL)
+def add_sky(
+    rgb: np.ndarray, opacity: np.ndarray, sky: np.ndarray, intrinsics: np.ndarray, rotation: np.ndarray
+) -> np.ndarray:
+    """Image [H, W, 3] = rgb + (1 - opacity) sky, clipped to 0..1.
+
+    `sky` float32 [6, S, S, 3], `intrinsics` [3, 3] px, `rotation` [3, 3] camera to world.
+    """
+    height, width = opacity.shape
+    image, size = np.empty((height, width, 3), np.float32), sky.shape[1]
+    for i in prange(height):
+        v = (i + 0.5 - intrinsics[1, 2]) / intrinsics[1, 1]
+        for j in range(width):
+            rest = ONE - opacity[i, j]
+            u = (j + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
+            x = rotation[0, 0] * u + rotation[0, 1] * v + rotation[0, 2]
+            y = rotation[1, 0] * u + rotation[1, 1] * v + rotation[1, 2]
+            z = rotation[2, 0] * u + rotation[2, 1] * v + rotation[2, 2]
+            face, s, t = face_coordinates(x, y, z)
+            left, right, a = texel_and_fraction(s, size)
+            top, bottom, b = texel_and_fraction(t, size)
+            for channel in range(3):
+                upper = sky[face, top, left, channel] * (1.0 - a) + sky[face, top, right, channel] * a
+                lower = sky[face, bottom, left, channel] * (1.0 - a) + sky[face, bottom, right, channel] * a
+                value = rgb[i, j, channel] + rest * np.float32(upper * (1.0 - b) + lower * b)
+                image[i, j, channel] = min(max(value, ZERO), ONE)
+    return image

@@ -1,0 +1,72 @@
+"""The cameras of the ego car: which images to ask of the renderer, and how they enter the history."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neural_sim.cameras import Camera
+from neural_sim.errors import InputError
+from neural_sim.rendering.renderer import RenderedImage, Renderer, RenderRequest
+from neural_sim.simulation.ground import ExpertGround
+from neural_sim.simulation.observation import ImageFormat
+
+Frame = Mapping[str, UInt8[np.ndarray, "b h w 3"]]
+
+
+class CameraRig:
+    """Renders one frame of every camera for every rollout, with the shutter closing at the given time."""
+
+    def __init__(
+        self,
+        cameras: Mapping[str, Camera],
+        renderer: Renderer,
+        ground: ExpertGround,
+        images: ImageFormat,
+        control_step_us: int,
+    ) -> None:
+        missing = [name for name in images.cameras if name not in cameras]
+        if missing:
+            raise InputError(
+                f"the policy sees camera {', '.join(missing)}, but the scene has {', '.join(sorted(cameras)) or 'none'}"
+            )
+        self.cameras = tuple(cameras[name].resized(images.width_px, images.height_px) for name in images.cameras)
+        self._renderer, self._ground, self._step_us = renderer, ground, control_step_us
+
+    def render(
+        self,
+        t_us: int,
+        before: Float[np.ndarray, "b 3"],
+        now: Float[np.ndarray, "b 3"],
+        actors: Mapping[str, Float[np.ndarray, "4 4"]],
+    ) -> Frame:
+        """Images uint8 [B, H, W, 3] by camera name at `t_us`.
+
+        `before`, `now`: rig poses (x, y, yaw not wrapped; world, m, rad) one control step earlier and at `t_us`; the
+        pose when the shutter opened lies between them. `actors`: box poses by track id.
+        """
+        closed = self._ground.settle(now)
+        requests: list[RenderRequest] = []
+        for camera in self.cameras:
+            opened = closed
+            if camera.shutter_us > 0:
+                share = min(camera.shutter_us / self._step_us, 1.0)
+                opened = self._ground.settle(now + share * (before - now))
+            requests += [
+                RenderRequest(camera, rig_open @ camera.T_rig_camera, rig_close @ camera.T_rig_camera, actors, t_us)
+                for rig_open, rig_close in zip(opened, closed, strict=True)
+            ]
+        return self._frame(self._renderer.render(requests), len(now))
+
+    def _frame(self, images: Sequence[RenderedImage], batch_size: int) -> Frame:
+        frame: dict[str, np.ndarray] = {}
+        for c, camera in enumerate(self.cameras):
+            pixels = np.stack([to_uint8(image.rgb) for image in images[c * batch_size : (c + 1) * batch_size]])
+            pixels.flags.writeable = False
+            frame[camera.name] = pixels
+        return frame
+
+
+def to_uint8(rgb: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Colours 0..1 rounded to 0..255; values outside are clipped."""
+    return np.rint(np.clip(rgb, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -1,0 +1,276 @@
+"""The closed loop: B rollouts of one scene, driven by plans."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from controllers.interface import VehicleState
+from controllers.lateral import cross_track
+from controllers.plan_delay import PlanDelay
+from controllers.reference import WorldPlan, nearest_point, replace_rows, travelled_at
+from controllers.tracking import TrackingController
+from neural_sim.clips.clip import navigation_at
+from neural_sim.errors import InputError
+from neural_sim.frames import wrap_angle
+from neural_sim.rendering.renderer import Renderer
+from neural_sim.scenes.scene import Scene
+from neural_sim.simulation.camera_rig import CameraRig, Frame
+from neural_sim.simulation.config import SimulationConfig
+from neural_sim.simulation.ego_noise import ego_pose_errors, estimated_pose
+from neural_sim.simulation.expert import ExpertPath
+from neural_sim.simulation.ground import ExpertGround
+from neural_sim.simulation.history import events_of, observe, rollout_records
+from neural_sim.simulation.observation import ImageFormat, Observation
+from neural_sim.simulation.plans import checked_plans, drivable_rows, placed_plan, rejection_detail
+from neural_sim.simulation.record import RolloutRecord, SimulationEvent
+from neural_sim.simulation.state import SimulatorState, StepEntry, StepInfo
+from neural_sim.simulation.traffic import replay_traffic
+from neural_sim.simulation.vehicle import planar_pose, rig_acceleration, rig_velocity, step_vehicle
+from neural_sim.simulation.warmup import replay_log
+
+
+class Simulator:
+    """Drives B rollouts of one scene in lock step.
+
+    Each step takes one plan per rollout, queues it, lets the controller follow the plan that is due, moves the
+    vehicles, settles them on the ground and renders the next images. The results of a rollout depend on the scene, the
+    configuration, its seed and its plans, and not on the other rollouts of the batch.
+    """
+
+    def __init__(self, scene: Scene, renderer: Renderer, config: SimulationConfig, images: ImageFormat) -> None:
+        self.scene, self.config, self.images = scene, config, images
+        self._frame_stride = config.frame_stride(images)
+        self._expert = ExpertPath(scene.expert)
+        self._ground = ExpertGround(scene.expert)
+        self._rig = CameraRig(scene.cameras, renderer, self._ground, images, config.control_step_us)
+        self._controller = TrackingController(config.vehicle, config.controller, config.control_step_us)
+        self._start_us = self._first_time_us()
+        self._times_us = self._step_times_us()
+        self._traffic = replay_traffic(scene.tracks, self._times_us, config.min_traffic_duration_s)
+        self._current: SimulatorState | None = None
+
+    def reset(self, seeds: Sequence[int]) -> Observation:
+        """Start one rollout per seed: replay the warm-up and return the first observation.
+
+        Until the hand-over all rollouts are alike but for the ego noise, so these images are rendered once.
+        """
+        if len(seeds) == 0 or min(seeds) < 0:
+            raise InputError(f"seeds: found {list(seeds)}, expected at least one, none negative")
+        config, batch_size = self.config, len(seeds)
+        errors = ego_pose_errors(config.ego_noise, seeds, len(self._times_us), config.control_step_us * 1e-6)
+        replayed = list(replay_log(self._expert, self._controller, config, self._start_us))
+        states = [_repeat_state(vehicle, batch_size) for _, vehicle, _ in replayed]
+        entries = tuple(self._entry(k, vehicle, errors) for k, vehicle in enumerate(states))
+        delay = replayed[-1][2]
+        self._current = SimulatorState(
+            scene_id=self.scene.scene_id,
+            seeds=tuple(int(seed) for seed in seeds),
+            pose_errors=errors,
+            vehicle=states[-1],
+            delay=replace(delay, entries=tuple((t, _repeat_plan(plan, batch_size)) for t, plan in delay.entries)),
+            entries=entries,
+            plans=(None,) * (len(entries) - 1),
+            frames=self._warmup_frames(entries),
+            events=(),
+        )
+        return self.observation()
+
+    def step(self, plans: Float[np.ndarray, "b 64 3"]) -> tuple[Observation, StepInfo]:
+        """Hand over one plan per rollout, (x, y, yaw) at 0.1 s to 6.4 s in the rig frame now, and move on by one step.
+
+        Raises `InputError` when the array has another shape or the simulation is over. A plan that is not finite or
+        jumps is rejected with an event; that rollout keeps its previous plan.
+        """
+        state = self._state
+        if self.is_done:
+            raise InputError(f"scene {state.scene_id}: the simulation ended at {self.t_us} us; call reset")
+        plans = checked_plans(plans, len(state.seeds))
+        delay, accepted = self._queue(state, plans)
+        followed = delay.at(self.t_us)
+        command = self._controller.command(state.vehicle, followed, self.t_us)
+        step_s = self.config.control_step_us * 1e-6
+        vehicle = step_vehicle(state.vehicle, command, step_s, self.config.vehicle, self.config.limits)
+        entry = self._entry(len(state.entries), vehicle, state.pose_errors)
+        events = self._events(state, plans, accepted, entry)
+        handed_over = plans.astype(np.float32)
+        handed_over.flags.writeable = False
+        self._current = replace(
+            state,
+            vehicle=vehicle,
+            delay=delay,
+            entries=(*state.entries, entry),
+            plans=(*state.plans, handed_over),
+            frames=(*state.frames[1:], self._render(len(state.entries), state.now.planar, entry.planar)),
+            events=(*state.events, *events),
+        )
+        return self.observation(), self._info(entry, followed, accepted, events)
+
+    def observation(self) -> Observation:
+        """The observation at the present time; `reset` and `step` return the same."""
+        navigation = navigation_at(self.scene.navigation, self.t_us)
+        return observe(self._state, self.images, self.config.control_step_us, navigation)
+
+    def save_state(self) -> SimulatorState:
+        """The state now. It is immutable: later steps do not change it, and it can be restored any number of times."""
+        return self._state
+
+    def restore_state(self, state: SimulatorState) -> Observation:
+        """Go back to a saved state and return its observation. Raises `InputError` for a state of another scene."""
+        if state.scene_id != self.scene.scene_id or state.pose_errors.shape[1] != len(self._times_us):
+            raise InputError(
+                f"saved state of scene {state.scene_id} with {state.pose_errors.shape[1]} steps does not fit the "
+                f"simulation of scene {self.scene.scene_id} with {len(self._times_us)} steps"
+            )
+        self._current = state
+        return self.observation()
+
+    def records(self, rollout_indices: Sequence[int] | None = None) -> list[RolloutRecord]:
+        """What happened so far, one record per rollout, numbered by `rollout_indices` (0 to B - 1 if not given)."""
+        indices = range(len(self._state.seeds)) if rollout_indices is None else rollout_indices
+        if len(indices) != len(self._state.seeds):
+            raise InputError(f"rollout indices: found {len(indices)}, expected {len(self._state.seeds)}")
+        return rollout_records(self._state, self._traffic, indices)
+
+    def expert_future(self, t_us: int | None = None) -> tuple[Float[np.ndarray, "64 3"], Bool[np.ndarray, "64"]]:
+        """The expert's (x, y, yaw) 0.1 s to 6.4 s after `t_us` (now if not given) and whether the log has them.
+
+        World frame, m and rad, yaw not wrapped. Beyond the end of the log the expert drives straight on, mask false.
+        """
+        return self._expert.future(self.t_us if t_us is None else t_us)
+
+    @property
+    def t_us(self) -> int:
+        """The present, us."""
+        return self._state.now.t_us
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step of the simulation has been reached."""
+        return len(self._state.entries) == len(self._times_us)
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the policy drives from the hand-over to the end."""
+        return len(self._times_us) - 1 - self.config.warmup_steps
+
+    @property
+    def handover_us(self) -> int:
+        """When the policy takes over, us."""
+        return int(self._times_us[self.config.warmup_steps])
+
+    @property
+    def end_us(self) -> int:
+        """Time of the last step, us."""
+        return int(self._times_us[-1])
+
+    @property
+    def ego_planar(self) -> Float[np.ndarray, "b 3"]:
+        """True rig poses (x, y, yaw in [-pi, pi)) now, world frame, m and rad."""
+        return _wrapped(self._state.now.planar)
+
+    @property
+    def _state(self) -> SimulatorState:
+        if self._current is None:
+            raise InputError(f"scene {self.scene.scene_id}: the simulation has not started; call reset first")
+        return self._current
+
+    def _first_time_us(self) -> int:
+        """When the log has both a pose and an image of every used camera."""
+        times = self.scene.camera_times_us
+        first = [int(times[c.name][0]) for c in self._rig.cameras if c.name in times and len(times[c.name])]
+        return max(self.scene.expert.start_us, *first) if first else self.scene.expert.start_us
+
+    def _step_times_us(self) -> np.ndarray:
+        end_us = min(self.scene.expert.end_us, self._start_us + self.config.duration_us)
+        times_us = np.arange(self._start_us, end_us + 1, self.config.control_step_us, dtype=np.int64)
+        if len(times_us) < self.config.warmup_steps + 2:
+            raise InputError(
+                f"scene {self.scene.scene_id}: its log covers {(end_us - self._start_us) * 1e-6:.3g} s, expected more "
+                f"than the warm-up of {self.config.warmup_us * 1e-6:.3g} s; shorten simulation.warmup_us"
+            )
+        return times_us
+
+    def _entry(self, step: int, vehicle: VehicleState, errors: Float[np.ndarray, "b t 3"]) -> StepEntry:
+        planar = planar_pose(vehicle)
+        return StepEntry(
+            t_us=int(self._times_us[step]),
+            is_warmup=step < self.config.warmup_steps,
+            planar=planar,
+            estimated=estimated_pose(planar, errors[:, step]),
+            T_world_rig=self._ground.settle(planar),
+            velocity=rig_velocity(vehicle, self.config.vehicle),
+            acceleration_mps2=rig_acceleration(vehicle, self.config.vehicle),
+            steering_rad=vehicle.steering_rad.copy(),
+        )
+
+    def _queue(self, state: SimulatorState, plans: Float[np.ndarray, "b 64 3"]) -> tuple[PlanDelay, np.ndarray]:
+        """The plan queue with the new plans, and which of them were accepted."""
+        accepted = drivable_rows(plans, self.config.max_plan_step_m)
+        plan = placed_plan(np.where(accepted[:, None, None], plans, 0.0), state.now.planar, self.t_us)
+        if not accepted.all():
+            plan = replace_rows(plan, state.delay.newest, accepted)
+        return state.delay.push(self.t_us, plan), accepted
+
+    def _events(
+        self, state: SimulatorState, plans: Float[np.ndarray, "b 64 3"], accepted: np.ndarray, entry: StepEntry
+    ) -> list[tuple[int, SimulationEvent]]:
+        limit_mps = self.config.max_speed_mps
+        events: list[tuple[int, SimulationEvent]] = []
+        for b in np.flatnonzero(~accepted):
+            detail = rejection_detail(plans[b], self.config.max_plan_step_m)
+            events.append((int(b), SimulationEvent(state.now.t_us, "plan_rejected", detail)))
+        speed_mps = entry.velocity[:, 0]
+        for b in np.flatnonzero((speed_mps > limit_mps) & (state.now.velocity[:, 0] <= limit_mps)):
+            detail = f"{speed_mps[b]:.4g} m/s exceeds {limit_mps:g} m/s"
+            events.append((int(b), SimulationEvent(entry.t_us, "speed_out_of_bounds", detail)))
+        return events
+
+    def _info(
+        self,
+        entry: StepEntry,
+        followed: WorldPlan,
+        accepted: np.ndarray,
+        events: Sequence[tuple[int, SimulationEvent]],
+    ) -> StepInfo:
+        x_m, y_m = entry.planar[:, 0], entry.planar[:, 1]
+        here = nearest_point(followed, x_m, y_m)
+        return StepInfo(
+            t_us=entry.t_us,
+            events=tuple(events_of(events, b) for b in range(len(entry.planar))),
+            ego_planar=_wrapped(entry.planar),
+            plan_accepted=accepted,
+            cross_track_m=cross_track(here, x_m, y_m),
+            along_track_m=here.travelled_m - travelled_at(followed, np.array([entry.t_us]))[:, 0],
+        )
+
+    def _render(self, step: int, before: Float[np.ndarray, "b 3"], now: Float[np.ndarray, "b 3"]) -> Frame:
+        return self._rig.render(int(self._times_us[step]), before, now, self._traffic.actors_at(step))
+
+    def _warmup_frames(self, entries: Sequence[StepEntry]) -> tuple[Frame, ...]:
+        """The frames needed from the hand-over on, rendered for one rollout and shared by all."""
+        oldest = len(entries) - 1 - (self.images.num_frames - 1) * self._frame_stride
+        batch_size = len(entries[-1].planar)
+        frames: list[Frame] = []
+        for k in range(oldest, len(entries)):
+            before, now = entries[max(k - 1, 0)].planar[:1], entries[k].planar[:1]
+            frame = self._render(k, before, now)
+            frames.append({c: np.broadcast_to(i, (batch_size, *i.shape[1:])) for c, i in frame.items()})
+        return tuple(frames)
+
+
+def _repeat_state(vehicle: VehicleState, batch_size: int) -> VehicleState:
+    return VehicleState(*(np.repeat(value, batch_size) for value in vars(vehicle).values()))
+
+
+def _repeat_plan(plan: WorldPlan, batch_size: int) -> WorldPlan:
+    columns = (plan.x_m, plan.y_m, plan.yaw_rad, plan.travelled_m, plan.slid_m)
+    rows = (np.repeat(values, batch_size, axis=0) for values in columns)
+    return WorldPlan(np.repeat(plan.start_us, batch_size), plan.step_us, *rows)
+
+
+def _wrapped(planar: Float[np.ndarray, "b 3"]) -> Float[np.ndarray, "b 3"]:
+    result = planar.copy()
+    result[:, 2] = wrap_angle(result[:, 2])
+    return result

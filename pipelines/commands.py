@@ -1,0 +1,175 @@
+"""The arguments of every `roadloop` command. Field docstrings are the `--help` text."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from neural_sim.clips.options import IngestOptions
+from neural_sim.reconstruction.config import ReconstructionConfig
+from neural_sim.simulation.config import SimulationConfig
+from pipelines.config import Device, EvaluationConfig, PretrainConfig, RolloutConfig, RunConfig
+from pipelines.training.config import TrainingConfig
+from vla.config import PolicyConfig
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options shared by the commands."""
+
+    out: Path = tyro.MISSING
+    """Where the result goes."""
+
+    config: Path | None = None
+    """YAML file with defaults for the dotted fields below; flags win over it."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    device: Device = "auto"
+    """`auto` takes CUDA when there is any."""
+
+    workers: int = 0
+    """Processes on this machine; 0 for one per processor. Results do not depend on it."""
+
+    resume: bool = True
+    """Continue what an interrupted, equal command left in `--out`; `--no-resume` makes it anew."""
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Turn a recorded drive into a clip."""
+
+    dataset: Positional[str]
+    """Dataset layout: `kitti-odometry`, `town`."""
+
+    out: Path
+    """Folder of the clip; its name becomes the clip's."""
+
+    options: OmitArgPrefixes[IngestOptions] = field(default_factory=IngestOptions)
+    """Where the drive lies and which part of it to take."""
+
+    resume: bool = True
+    """Keep a clip that is there already; `--no-resume` makes it anew."""
+
+
+@dataclass(frozen=True)
+class Reconstruct(Common):
+    """Reconstruct clips as Gaussian scenes, one `.usdz` each."""
+
+    clips: tuple[Path, ...] = tyro.MISSING
+    """Clip folders."""
+
+    reconstruct: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    """Clip to scene."""
+
+
+@dataclass(frozen=True)
+class Pretrain(Common):
+    """Clone the behaviour recorded in clips: the base policy."""
+
+    clips: tuple[Path, ...] = tyro.MISSING
+    """Clip folders."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Architecture."""
+
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """Windows and optimisation."""
+
+
+@dataclass(frozen=True)
+class Rollout(Common):
+    """Drive guided closed-loop rollouts and write them as training shards."""
+
+    policy: Path = tyro.MISSING
+    """Checkpoint folder."""
+
+    scenes: tuple[Path, ...] = tyro.MISSING
+    """Scene files."""
+
+    round_index: int = 1
+    """Round of rollouts and fine-tuning, recorded in every example."""
+
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Rollouts, guidance and windows."""
+
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    """The closed loop."""
+
+
+@dataclass(frozen=True)
+class Finetune(Common):
+    """Fine-tune a checkpoint on shards with DeepSpeed."""
+
+    policy: Path = tyro.MISSING
+    """Checkpoint folder to start from."""
+
+    shards: tuple[Path, ...] = tyro.MISSING
+    """Shard folders."""
+
+    finetune: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimisation."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Common):
+    """Evaluate checkpoints in closed loop and write a report."""
+
+    policies: tuple[Path, ...] = tyro.MISSING
+    """Checkpoint folders; the first is the baseline."""
+
+    scenes: tuple[Path, ...] = tyro.MISSING
+    """Scene files."""
+
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Rollouts and protocol."""
+
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    """The closed loop."""
+
+
+@dataclass(frozen=True)
+class Run(RunConfig):
+    """Run all stages of a configuration, resumable."""
+
+    config: Path | None = None
+    """YAML file of the run; flags win over it. `demo` has one built in."""
+
+    out: Path | None = None
+    """Folder of the run; default `runs/NAME`."""
+
+    device: Device = "auto"
+    """`auto` takes CUDA when there is any."""
+
+    workers: int = 0
+    """Processes on this machine; 0 for one per processor. Results do not depend on it."""
+
+    resume: bool = True
+    """Continue a killed run; `--no-resume` starts it anew."""
+
+    @staticmethod
+    def of(run: RunConfig) -> "Run":
+        """The arguments of `run` with a configuration as their defaults."""
+        return Run(**{item.name: getattr(run, item.name) for item in fields(RunConfig)})
+
+    @property
+    def run(self) -> RunConfig:
+        """The configuration alone."""
+        return RunConfig(**{item.name: getattr(self, item.name) for item in fields(RunConfig)})
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a file or folder is and whether it is sound (exit code 1 if not)."""
+
+    path: Positional[Path]
+    """A clip, scene, shards, checkpoint, report or run."""
+
+
+def with_defaults(kind: type[Common], run: RunConfig) -> Common:
+    """The arguments of a stage command, with every section that it shares with a run taken from `run`."""
+    own, shared = kind.__dataclass_fields__, RunConfig.__dataclass_fields__
+    sections = [name for name in own if name in shared and own[name].type == shared[name].type]
+    return kind(**{name: getattr(run, name) for name in sections})

@@ -1,0 +1,104 @@
+"""The closed loop of policy, guidance and simulator for a batch of rollouts of one scene."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+
+from neural_sim.frames import planar_to_local
+from neural_sim.road_users import EgoVehicle
+from neural_sim.simulation.observation import Observation
+from neural_sim.simulation.record import RolloutRecord
+from neural_sim.simulation.simulator import Simulator
+from pipelines.guidance import GuidanceConfig, GuidedPlans, choose_plans
+from vla.policy import Policy
+
+
+@dataclass(frozen=True)
+class DriveStep:
+    """One decision for B rollouts: what the policy saw and which plans were executed."""
+
+    observation: Observation
+    guided: GuidedPlans
+
+
+@dataclass(frozen=True)
+class Drive:
+    """B finished rollouts of one scene.
+
+    Attributes:
+        records: what happened, one per rollout.
+        steps: the decisions, in order of time.
+    """
+
+    records: list[RolloutRecord]
+    steps: list[DriveStep]
+
+    def frames(self, rollout: int, camera: str) -> UInt8[np.ndarray, "t h w 3"]:
+        """The newest image of `camera` at every decision of one rollout."""
+        return np.stack([step.observation.images[camera][rollout, -1] for step in self.steps])
+
+    def decision_times_us(self) -> Int[np.ndarray, "t"]:
+        """Time of every decision, us."""
+        return np.array([step.observation.t_us[0] for step in self.steps])
+
+    def recovered(self, rollout: int) -> Bool[np.ndarray, "t"]:
+        """Whether each executed plan of one rollout was blended towards the expert."""
+        return np.array([step.guided.recovered[rollout] for step in self.steps])
+
+    def chosen_distance_m(self, rollout: int) -> Float[np.ndarray, "t"]:
+        """d^g of the chosen candidate at every decision of one rollout, m; NaN without candidates."""
+        chosen = [
+            step.guided.distances_m[rollout, step.guided.chosen[rollout]] if step.guided.distances_m.size else np.nan
+            for step in self.steps
+        ]
+        return np.array(chosen)
+
+
+def rollout_seed(seed: int, scene_id: str, rollout_index: int) -> int:
+    """Seed of one rollout; depends on nothing but the run's seed, the scene's name and the rollout's index."""
+    entropy = [seed, zlib.crc32(scene_id.encode()), rollout_index]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
+
+
+def drive(
+    simulator: Simulator,
+    policy: Policy,
+    rollout_indices: Sequence[int],
+    seed: int,
+    guidance: GuidanceConfig,
+    vehicle: EgoVehicle,
+) -> Drive:
+    """Drive one batch of rollouts to the end of the recording (Algorithm 1, lines 4 to 12)."""
+    seeds = [rollout_seed(seed, simulator.scene.scene_id, index) for index in rollout_indices]
+    generators = [torch.Generator().manual_seed(each) for each in seeds]
+    observation = simulator.reset(seeds)
+    steps: list[DriveStep] = []
+    while not simulator.is_done:
+        guided = _decide(simulator, policy, observation, generators, guidance, vehicle)
+        steps.append(DriveStep(observation, guided))
+        observation, _ = simulator.step(guided.plans)
+    return Drive(simulator.records(rollout_indices), steps)
+
+
+def _decide(
+    simulator: Simulator,
+    policy: Policy,
+    observation: Observation,
+    generators: Sequence[torch.Generator],
+    guidance: GuidanceConfig,
+    vehicle: EgoVehicle,
+) -> GuidedPlans:
+    """Sample candidates and choose among them; the expert is seen from each rollout's true pose."""
+    expert_world, valid = simulator.expert_future()
+    ego = simulator.ego_planar
+    expert = planar_to_local(np.repeat(expert_world[None], len(ego), axis=0), ego[:, None])
+    candidates = np.zeros((len(ego), 0, *expert_world.shape))
+    if guidance.samples_per_step:
+        samples = policy.sample(observation, guidance.samples_per_step, guidance.temperature, generators)
+        candidates = samples.poses.double().numpy()
+    time_left_s = (simulator.scene.expert.end_us - simulator.t_us) * 1e-6
+    return choose_plans(candidates, expert, np.repeat(valid[None], len(ego), axis=0), time_left_s, vehicle, guidance)

@@ -1,0 +1,45 @@
+"""Stage `finetune`: the policy learns from its guided rollouts (RoaD Algorithm 1, lines 15 to 17)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import config_to_mapping
+from pipelines.device import banner
+from pipelines.processes import exclusive
+from pipelines.provenance import begin_artifact
+from pipelines.shards.index import read_index
+from pipelines.training.config import TrainingConfig
+from pipelines.training.train import train
+from vla.checkpoint import policy_hash
+
+
+def finetune(
+    policy: Path,
+    shards: Sequence[Path],
+    *,
+    out: Path,
+    config: TrainingConfig,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = True,
+) -> Path:
+    """Train `policy` on `shards` with DeepSpeed and write the new checkpoint. Equation 3 with the flow-matching loss.
+
+    An interrupted job continues from its last state, bit for bit.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: the policy or a shard is unsound, there are too few examples, or `out` holds another checkpoint.
+    """
+    settings: dict[str, Any] = {
+        "policy": policy_hash(policy), "shards": [read_index(folder).sha256 for folder in shards], "seed": seed,
+        "training": config_to_mapping(config),
+    }  # fmt: skip
+    resolved = banner("finetune", device, seed, config.num_processes)
+    with exclusive(out):
+        if begin_artifact(out, "finetune", settings, resume=resume):
+            return out
+        return train(policy, shards, out, config, seed=seed, device=resolved)

@@ -1,0 +1,78 @@
+"""Stage `inspect`: what is this file or folder, and is it sound?"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.describe import describe_report
+from neural_sim.clips.describe import describe_clip
+from neural_sim.errors import InputError
+from neural_sim.scenes.describe import describe_scene
+from pipelines.shards.describe import describe_shards
+from vla.checkpoint import describe_checkpoint
+
+Describe = Callable[[Path], tuple[list[str], list[str]]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        kind: "clip", "scene", "shards", "checkpoint", "report" or "run".
+        facts: lines for a person.
+        problems: what is unsound; empty when all is well.
+    """
+
+    kind: str
+    facts: list[str]
+    problems: list[str]
+
+
+_MARKERS: tuple[tuple[str, str, Describe], ...] = (
+    ("clip", "clip.json", describe_clip),
+    ("shards", "index.json", describe_shards),
+    ("checkpoint", "roadloop_policy.json", describe_checkpoint),
+    ("report", "summary.json", describe_report),
+)
+
+
+def inspect(path: Path) -> Inspection:
+    """Name and check an artefact. Raises `InputError` when `path` is none of ours."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_file() and path.suffix == ".usdz":
+        return Inspection("scene", *describe_scene(path))
+    for kind, marker, describe in _MARKERS:
+        if (path / marker).is_file():
+            return Inspection(kind, *describe(path))
+    if (path / "config.yaml").is_file() and (path / "run.log").is_file():
+        return _inspect_run(path)
+    raise InputError(
+        f"{path}: not a roadloop artefact; expected a scene (.usdz) or a folder with one of "
+        f"{', '.join(marker for _, marker, _ in _MARKERS)}"
+    )
+
+
+def _inspect_run(path: Path) -> Inspection:
+    """Inspect every artefact of a run."""
+    artifacts = [
+        *sorted((path / "clips").glob("*/")),
+        *sorted((path / "scenes").glob("*.usdz")),
+        *sorted((path / "rollouts").glob("*/")),
+        *sorted((path / "checkpoints").glob("*/")),
+        *sorted((path / "reports").glob("*/")),
+    ]
+    facts: list[str] = []
+    problems: list[str] = []
+    for artifact in (each for each in artifacts if not each.name.startswith(".")):
+        name = artifact.relative_to(path)
+        try:
+            found = inspect(artifact)
+        except (InputError, json.JSONDecodeError) as error:
+            problems.append(f"{name}: {error}")
+            continue
+        facts.append(f"{name}: {found.kind}, {'sound' if not found.problems else 'unsound'}; {found.facts[0]}")
+        problems.extend(f"{name}: {problem}" for problem in found.problems)
+    return Inspection("run", facts or ["empty"], problems)

@@ -1,0 +1,99 @@
+"""How an artefact was made: saved beside it, and compared before it is used again."""
+
+import json
+import logging
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from neural_sim.artifacts import write_json
+from neural_sim.errors import InputError
+from pipelines.config import differences
+
+logger = logging.getLogger("roadloop")
+
+FORMAT_VERSION = 1
+DEPENDENCIES = ("torch", "numpy", "numba", "transformers", "peft", "deepspeed", "webdataset")
+
+
+def provenance(stage: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What made an artefact: stage, resolved settings, git commit of the source and versions of the dependencies."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "stage": stage,
+        "settings": json.loads(json.dumps(settings)),
+        "roadloop": metadata.version("roadloop"),
+        "commit": source_commit(),
+        "versions": {name: metadata.version(name) for name in DEPENDENCIES},
+    }
+
+
+def source_commit() -> str | None:
+    """Git commit of the running source tree, with `+changes` when it has uncommitted ones; None if installed."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def provenance_path(artifact: Path) -> Path:
+    """Where the provenance of an artefact lies: beside it."""
+    return artifact.with_name(f"{artifact.name}.provenance.json")
+
+
+def begin_artifact(
+    artifact: Path, stage: str, settings: dict[str, Any], *, resume: bool, complete: Path | None = None
+) -> bool:
+    """Get ready to make `artifact`; returns True when it is whole already and was made with the same settings.
+
+    Otherwise its provenance is written and the caller makes or completes it. With `resume` what an interrupted job
+    with the same settings left in the folder stays; without, it is deleted.
+
+    Args:
+        artifact: file or folder to make.
+        stage: name of the stage.
+        settings: everything that determines the content.
+        resume: whether to keep what is there.
+        complete: file that exists once the artefact is whole; by default the artefact itself.
+
+    Raises:
+        InputError: something else lies at that place, or it was made with other settings; they are named.
+    """
+    record, settings = provenance_path(artifact), json.loads(json.dumps(settings))
+    artifact.parent.mkdir(parents=True, exist_ok=True)
+    if artifact.exists():
+        if not record.is_file():
+            raise InputError(f"{artifact}: exists but has no {record.name} beside it; choose another --out")
+        if resume:
+            _refuse_changes(artifact, json.loads(record.read_text())["settings"], settings)
+            if (complete or artifact).exists():
+                logger.info("%s: %s is there already", stage, artifact)
+                return True
+        elif artifact.is_dir():
+            shutil.rmtree(artifact)
+        else:
+            artifact.unlink()
+    write_json(record, provenance(stage, settings))
+    return False
+
+
+def _refuse_changes(artifact: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = differences(old, new)
+    if changed:
+        raise InputError(
+            f"{artifact}: made with other settings ({'; '.join(changed[:5])}); "
+            "choose another --out, or --no-resume to make it anew"
+        )

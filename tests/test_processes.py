@@ -1,0 +1,55 @@
+"""Worker processes: thread limits, errors, locks."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from neural_sim.errors import InputError
+from pipelines.processes import exclusive, run_units
+
+
+def describe_process(unit: int) -> tuple[int, str, int]:
+    import torch
+
+    return unit * unit, os.environ["OMP_NUM_THREADS"], torch.get_num_threads()
+
+
+def fail_on_two(unit: int) -> int:
+    if unit == 2:
+        raise InputError("scene two is broken")
+    return unit
+
+
+def test_every_unit_runs_once_on_one_thread():
+    results = dict(run_units(describe_process, [1, 2, 3], 2, "squares"))
+    assert results == {1: (1, "1", 1), 2: (4, "1", 1), 3: (9, "1", 1)}
+
+
+def test_no_units_start_no_process():
+    assert list(run_units(describe_process, [], 2, "nothing")) == []
+
+
+def test_an_error_in_a_unit_reaches_the_caller():
+    with pytest.raises(InputError, match="scene two is broken"):
+        list(run_units(fail_on_two, [1, 2, 3], 1, "failing"))
+
+
+def test_a_folder_is_held_by_one_job_and_freed_when_it_is_killed(tmp_path):
+    program = textwrap.dedent(f"""
+        import pathlib, time
+        from pipelines.processes import exclusive
+        with exclusive(pathlib.Path({str(tmp_path)!r})):
+            print("held", flush=True)
+            time.sleep(60)
+    """)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another running job writes here"), exclusive(tmp_path):
+            pass
+        other.kill()
+    with exclusive(tmp_path):
+        pass

@@ -1,0 +1,55 @@
+"""Artefacts are kept, refused or made anew depending on how they were made."""
+
+import json
+
+import pytest
+
+from neural_sim.errors import InputError
+from pipelines.provenance import begin_artifact, provenance_path
+
+
+def test_a_whole_artefact_with_the_same_settings_is_kept(tmp_path):
+    artifact = tmp_path / "scene.usdz"
+    assert not begin_artifact(artifact, "reconstruct", {"seed": 1}, resume=True)
+    artifact.write_text("whole")
+    assert begin_artifact(artifact, "reconstruct", {"seed": 1}, resume=True)
+    saved = json.loads(provenance_path(artifact).read_text())
+    assert saved["settings"] == {"seed": 1}
+    assert saved["stage"] == "reconstruct"
+    assert "torch" in saved["versions"]
+
+
+def test_other_settings_are_refused_by_name_and_nothing_is_lost(tmp_path):
+    artifact = tmp_path / "scene.usdz"
+    begin_artifact(artifact, "reconstruct", {"reconstruct": {"iterations": 10}}, resume=True)
+    artifact.write_text("whole")
+    with pytest.raises(InputError, match=r"made with other settings \(reconstruct.iterations: 10 -> 20\)"):
+        begin_artifact(artifact, "reconstruct", {"reconstruct": {"iterations": 20}}, resume=True)
+    assert artifact.read_text() == "whole"
+
+
+def test_without_resume_it_is_made_anew(tmp_path):
+    artifact = tmp_path / "clip"
+    begin_artifact(artifact, "ingest", {"seed": 1}, resume=True)
+    artifact.mkdir()
+    assert not begin_artifact(artifact, "ingest", {"seed": 2}, resume=False)
+    assert not artifact.exists()
+
+
+def test_something_of_another_origin_is_never_touched(tmp_path):
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter.tex").write_text("words")
+    for resume in (True, False):
+        with pytest.raises(InputError, match=r"exists but has no thesis.provenance.json beside it"):
+            begin_artifact(precious, "ingest", {}, resume=resume)
+    assert (precious / "chapter.tex").read_text() == "words"
+
+
+def test_an_unfinished_folder_is_continued(tmp_path):
+    folder = tmp_path / "shards"
+    begin_artifact(folder, "rollout", {"seed": 1}, resume=True, complete=folder / "index.json")
+    folder.mkdir()
+    (folder / "unit.tar").write_text("done")
+    assert not begin_artifact(folder, "rollout", {"seed": 1}, resume=True, complete=folder / "index.json")
+    assert (folder / "unit.tar").exists()

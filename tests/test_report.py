@@ -1,0 +1,199 @@
+"""The report folder: tables, page, and what inspection says about it."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from eval_records import make_record, straight
+from synthetic_scene import make_scene, make_track
+
+from eval.describe import describe_report
+from eval.protocol import EvaluationProtocol
+from eval.report import ReportOptions, format_number, write_report
+from eval.results import EvaluationResult, RolloutFailure
+from eval.scorers import score_rollout
+from eval.tables import METRICS_SCHEMA
+from eval.video import write_video
+from neural_sim.errors import InputError
+
+SCENES = (
+    make_scene(0.0, 8.0, 6.0, [make_track("parked", (30.0, 6.0, 0.0))], half_width_m=6.0),
+    make_scene(0.001, 6.0, 6.0, half_width_m=6.0),
+)
+STEPS = 40
+
+
+def evaluation(videos=None, failures=()):
+    scores = []
+    for policy, drift in (("base", 0.12), ("tuned <b>", 0.001)):
+        for scene in SCENES:
+            for index in range(2):
+                sideways = drift * (1 + 0.2 * index) * np.clip(np.arange(STEPS) - 5, 0, None)
+                record = make_record(scene, straight(STEPS, 7.0, sideways), warmup_steps=5, rollout_index=index)
+                scores.append(score_rollout(record, scene, policy=policy))
+    maps = {scene.scene_id: scene.road_map for scene in SCENES}
+    return EvaluationResult(EvaluationProtocol(), tuple(scores), failures, maps, videos or {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    frames = [np.full((48, 64, 3), 10 * i, np.uint8) for i in range(5)]
+    video = out / "videos" / "base.mp4"
+    write_video(video, frames, 10.0)
+    failures = (RolloutFailure("base", SCENES[0].scene_id, 2, "out of memory"),)
+    write_report(
+        out,
+        evaluation({("base", SCENES[0].scene_id, 0): video}, failures),
+        provenance={"commit": "0123abc"},
+        config_yaml="evaluate:\n  rollouts: 2\n",
+    )
+    return out
+
+
+def test_summary_schema(folder):
+    text = (folder / "summary.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    summary = json.loads(text)
+    assert list(summary) == ["format_version", "protocol", "scenes", "rollouts", "policies"]
+    assert summary["scenes"] == sorted(scene.scene_id for scene in SCENES)
+    assert summary["protocol"]["max_distance_to_log_m"] == 4.0
+    assert list(summary["policies"]) == ["base", "tuned <b>"]
+    for metrics in summary["policies"].values():
+        assert {"driving_score", "collision_at_fault", "offroad", "dist_traveled_m", "dist_to_gt_trajectory"} <= set(
+            metrics
+        )
+        for cell in metrics.values():
+            assert {"mean", "std", "low", "high"} <= set(cell) <= {"mean", "std", "low", "high", "note"}
+    assert summary["policies"]["tuned <b>"]["driving_score"]["note"].startswith("no incident in ")
+    assert summary["policies"]["base"]["failure_rate"]["mean"] == pytest.approx(0.2)
+
+
+def test_metrics_parquet_is_alpasims_long_table(folder):
+    table = pq.read_table(folder / "metrics.parquet")
+    assert table.schema.equals(METRICS_SCHEMA)
+    names = "name timestamps_us values valid time_aggregation clipgt_id rollout_id run_uuid run_name"
+    assert " ".join(table.schema.names) == names
+    rows = table.to_pylist()
+    names = {row["name"] for row in rows}
+    assert {"eval_relevant", "collision_front", "progress_rel", "plan_deviation", "gt_dist_traveled_m"} <= names
+    assert len(rows) == 8 * len(names) * STEPS
+    chosen = [
+        row
+        for row in rows
+        if row["run_name"] == "base" and row["rollout_id"] == "1" and row["name"] == "dist_to_gt_location"
+    ]
+    assert [row["timestamps_us"] for row in chosen[:STEPS]] == sorted(row["timestamps_us"] for row in chosen[:STEPS])
+    assert {row["time_aggregation"] for row in chosen} == {"max"}
+    invalid = [row for row in rows if not row["valid"]]
+    assert invalid
+    assert all(row["values"] is None for row in invalid)
+
+
+def test_page_is_self_contained_and_complete(folder):
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
+    assert "url(" not in re.sub(r"url\(#[^)]*\)", "", page)
+    assert page.count("data:video/mp4;base64,") == 1
+    assert page.count("<svg") == 6
+    for text in (
+        "base",
+        "tuned &lt;b&gt;",
+        "Driving score",
+        "Off-road",
+        "out of memory",
+        "0123abc",
+        "rollouts: 2",
+        "Derived corridor",
+    ):
+        assert text in page
+    assert "<b>" not in page
+    assert not re.search(r">[^<]*\b(?:nan|inf|None)\b", page)
+
+
+def test_report_is_the_same_each_time(folder, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for out in (first, second):
+        write_report(out, evaluation())
+    for name in ("report.html", "summary.json", "metrics.parquet"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_videos_beyond_the_limit_are_linked(folder, tmp_path):
+    video = tmp_path / "videos" / "base one.mp4"
+    write_video(video, [np.zeros((16, 16, 3), np.uint8)] * 2, 10.0)
+    result = evaluation({("base", SCENES[0].scene_id, 0): video})
+    write_report(tmp_path, result, options=ReportOptions(max_embedded_mb=0.0))
+    page = (tmp_path / "report.html").read_text()
+    assert 'src="videos/base%20one.mp4"' in page
+    assert "data:video" not in page
+
+
+def test_describe_sound_report(folder):
+    facts, problems = describe_report(folder)
+    assert problems == []
+    assert "2 scenes x 3 rollouts" in facts
+    assert any(fact.startswith("tuned <b>: driving_score - (no incident in") for fact in facts)
+    assert "1 videos" not in facts
+    assert "1 video" in facts
+
+
+def test_describe_names_each_fault(folder, tmp_path):
+    for name in ("summary.json", "metrics.parquet", "report.html"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "report.html").write_text('<script src="https://example.org/x.js">')
+    (tmp_path / "summary.json").write_text('{"format_version": 1}')
+    (tmp_path / "metrics.parquet").write_bytes(b"PAR1")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    text = "\n".join(describe_report(tmp_path)[1])
+    for expected in (
+        "summary.json: misses protocol, scenes, rollouts, policies",
+        "metrics.parquet: not readable as parquet",
+        "report.html: the page is cut short",
+        "refers to another site",
+        "bad.mp4: the video does not decode",
+    ):
+        assert expected in text
+
+
+def test_describe_of_an_empty_folder(tmp_path):
+    facts, problems = describe_report(tmp_path)
+    assert len(problems) == 3
+    assert facts == ["0 videos"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", "misses format_version"),
+        (
+            '{"format_version": 9, "protocol": {}, "scenes": [], "rollouts": 1, "policies": {}}',
+            "format version 9, expected 1",
+        ),
+        (
+            '{"format_version": 1, "protocol": {}, "scenes": [], "rollouts": 1, "policies": {"a": {"m": {"mean": 1}}}}',
+            "a: m is not an object with mean, std, low and high",
+        ),
+        ('{"format_version": 1, "protocol": {}, "scenes": 3, "rollouts": 1, "policies": []}', "scenes must be a list"),
+    ],
+)
+def test_describe_rejects_a_wrong_summary(tmp_path, text, expected):
+    (tmp_path / "summary.json").write_text(text)
+    assert any(expected in problem for problem in describe_report(tmp_path)[1])
+
+
+def test_numbers_for_people():
+    assert [format_number(value, 2) for value in (1.005, -3.0, None, float("nan"))] == [
+        "1.00",
+        "\u22123.00",
+        "\u2013",
+        "\u2013",
+    ]
+
+
+def test_bad_options():
+    with pytest.raises(InputError, match="max_embedded_mb is -1, expected a number >= 0"):
+        ReportOptions(max_embedded_mb=-1)
