@@ -210,7 +210,9 @@ def _compare(
         pooled.append(_per_km(tables[counted], tables["dist_traveled_m"], axis=(0, 1)))
         resampled.append(_per_km(tables[counted][draws], tables["dist_traveled_m"][draws], axis=(1, 2)))
     low, high = interval(resampled[0] - resampled[1], protocol)
-    return Comparison(baseline, candidate, float(pooled[0] - pooled[1]), low, high)
+    finished = [np.isfinite(t["dist_traveled_m"]).any(axis=1) for t in (baseline_tables, candidate_tables)]
+    num_scenes = int((finished[0] & finished[1]).sum())
+    return Comparison(baseline, candidate, float(pooled[0] - pooled[1]), low, high, num_scenes)
 
 
 def _statistic(

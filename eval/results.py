@@ -15,6 +15,10 @@ from neural_sim.road_map import RoadMap
 Reducer = Literal["max", "min", "mean", "last"]
 RolloutKey = tuple[str, str, int]
 
+# With n scenes the smallest two-sided p-value of any paired sign test is 2 / 2^n, which passes 0.05 from six on;
+# a bootstrap interval of fewer scenes is too narrow to be trusted.
+MIN_SCENES_FOR_CLAIM = 6
+
 
 @dataclass(frozen=True)
 class Series:
@@ -171,6 +175,7 @@ class Comparison:
         baseline, candidate: policy names.
         difference: incidents per km of the candidate minus those of the baseline, counted incidents pooled; 1/km.
         low, high: bootstrap interval of the difference over scenes drawn jointly; None below two scenes.
+        num_scenes: scenes in which both policies finished a rollout.
     """
 
     baseline: str
@@ -178,11 +183,19 @@ class Comparison:
     difference: float
     low: float | None
     high: float | None
+    num_scenes: int
+
+    @property
+    def has_enough_scenes(self) -> bool:
+        """Whether there are enough scenes to claim a difference at all, see `MIN_SCENES_FOR_CLAIM`."""
+        return self.num_scenes >= MIN_SCENES_FOR_CLAIM
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval exists and leaves out zero."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+        """Whether there are enough scenes and the interval leaves out zero."""
+        if not self.has_enough_scenes or self.low is None or self.high is None:
+            return False
+        return not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from eval.results import Comparison, Summary
+from eval.results import MIN_SCENES_FOR_CLAIM, Comparison, Summary
 
 
 def verdict(summary: Summary) -> str:
@@ -22,7 +22,7 @@ def verdict(summary: Summary) -> str:
             f"{_closeness(summary, first, last)}."
         )
     facts = f"{last} {_record_of(summary, last)}, {first} {_record_of(summary, first)}"
-    if comparison.low is None or comparison.high is None:
+    if not comparison.has_enough_scenes:
         return f"On {_scenes(summary)} {facts}: too few scenes to say whether the difference is real."
     if not comparison.is_significant:
         return f"No significant difference on {_scenes(summary)}: {facts}."
@@ -38,6 +38,8 @@ def comparison_line(comparison: Comparison, confidence: float) -> str:
     if comparison.low is None or comparison.high is None:
         return f"{head}; no interval (it needs at least two scenes)"
     meaning = "significant" if comparison.is_significant else "not significant"
+    if not comparison.has_enough_scenes:
+        meaning = f"no claim below {MIN_SCENES_FOR_CLAIM} scenes"
     return f"{head}, {confidence:.0%} interval [{comparison.low:+.2f}, {comparison.high:+.2f}], {meaning}"
 
 

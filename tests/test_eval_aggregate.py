@@ -272,6 +272,17 @@ def test_verdict_admits_no_significance_one_scene_and_no_incident():
     )
 
 
+def test_no_claim_from_five_scenes_however_clear():
+    scores = table(base=[[(100, True)]] * 5, tuned=[[(100, False)]] * 5)
+    comparison = aggregate(scores).comparisons[0]
+    assert (comparison.num_scenes, comparison.low, comparison.high) == (5, -10.0, -10.0)
+    assert not comparison.is_significant
+    assert "too few scenes to say" in verdict(aggregate(scores))
+    assert comparison_line(comparison, 0.95).endswith("[-10.00, -10.00], no claim below 6 scenes")
+    six = aggregate(table(base=[[(100, True)]] * 6, tuned=[[(100, False)]] * 6))
+    assert six.comparisons[0].is_significant
+
+
 def test_verdict_of_a_single_policy():
     assert verdict(aggregate(table(ego=[[(10, True), (30, False)]]))) == (
         "ego drove 0.040 km per incident on 1 scene with 2 rollouts."

@@ -1,5 +1,7 @@
 """The CPU rasterizer against the dense torch reference, and properties that any rasterizer must have."""
 
+from pathlib import Path
+
 import numba
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neural_sim.gaussians import Gaussians, transform_gaussians
+from neural_sim.rendering.cpu.cache import discard_stale_kernels
 from neural_sim.rendering.rasterize import RasterizedViews, choose_backend, rasterize
 
 SIZES_PX = [(64, 48), (50, 37), (16, 16), (33, 70), (1, 1)]
@@ -304,3 +307,17 @@ def test_bad_arguments_are_named() -> None:
         rasterize(scene, poses, K, 0, 10)
     with pytest.raises(ValueError, match=r"means_px_offset \(1, 20, 2\); expected \(2, 20, 2\)"):
         rasterize(scene, poses, K, 20, 10, means_px_offset=torch.zeros(1, 20, 2))
+
+
+def test_changed_kernel_sources_discard_compiled_kernels(tmp_path: Path) -> None:
+    source, cache = tmp_path / "kernel.py", tmp_path / "cache"
+    source.write_text("A = 1")
+    cache.mkdir()
+    compiled = cache / "kernel.nbc"
+    assert discard_stale_kernels((source,), cache)
+    compiled.write_text("machine code")
+    assert not discard_stale_kernels((source,), cache)
+    assert compiled.exists()
+    source.write_text("A = 2")
+    assert discard_stale_kernels((source,), cache)
+    assert not compiled.exists()

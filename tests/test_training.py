@@ -134,7 +134,7 @@ def test_deepspeed_settings_come_from_the_file_of_the_stage() -> None:
 
 def test_a_job_travels_through_its_file(tmp_path: Path) -> None:
     config = replace(SMALL, mode="lora", lora_targets=("q_proj",))
-    job = TrainingJob(Path("p"), (Path("a"), Path("b")), tmp_path / "out", config, 5, "cpu", {"stage": "finetune"})
+    job = TrainingJob(Path("p"), (Path("a"), Path("b")), tmp_path / "out", config, 5, "cpu")
     write_job(job, tmp_path / "job.json")
     assert read_job(tmp_path / "job.json") == job
     assert job.work == tmp_path / ".out.training"

@@ -8,6 +8,8 @@ from training_fixtures import CAMERA, HEIGHT_PX, WIDTH_PX, make_clip
 
 from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip
+from neural_sim.clips.kitti_odometry import ingest_kitti_odometry
+from neural_sim.clips.options import IngestOptions
 from neural_sim.errors import InputError
 from neural_sim.simulation.observation import ImageFormat
 from neural_sim.trajectory import Trajectory
@@ -116,3 +118,25 @@ def test_gray_frames_become_rgb(tmp_path: Path) -> None:
     for path in clip.cameras[CAMERA].paths:
         Image.open(path).convert("L").save(path)
     assert windows(clip)[0].images[CAMERA][2, 5, 5].tolist() == [15, 15, 15]
+
+
+KITTI = Path(__file__).parents[2] / "shared" / "data" / "kitti_odometry"
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not KITTI.is_dir(), reason="needs the real drive")
+def test_windows_of_a_real_drive_are_plausible(tmp_path: Path) -> None:
+    clip = ingest_kitti_odometry(IngestOptions(root=KITTI, sequence="00"), tmp_path / "clip")
+    found = list(clip_examples(clip, ImageFormat(("image_0",), 2, 100_000, 320, 96), 1_000_000))
+    # 200 frames at 103.7 ms are 20.6 s; 1.5 s of history and 6.4 s of horizon leave 12.7 s.
+    assert len(found) == 13
+    for example in found:
+        speed_mps = example.ego_history[-1, 3]
+        assert 3 < speed_mps < 15
+        np.testing.assert_array_equal(example.ego_history[-1, :3], 0)
+        # The first 0.1 s continues at the present speed, straight ahead.
+        assert example.target[0, 0] == pytest.approx(0.1 * speed_mps, rel=0.1)
+        assert abs(example.target[0, 1]) < 0.02
+        step_m = np.linalg.norm(np.diff(example.target[:, :2], axis=0), axis=1)
+        assert np.abs(np.diff(step_m)).max() / 0.1**2 < 8, "more than 8 m/s^2"
+        assert example.t_us == example.image_times_us["image_0"][-1]

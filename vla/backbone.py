@@ -221,12 +221,12 @@ def load_backbone(config: PolicyConfig, seed: int) -> tuple[Backbone, PreTrained
                 dtype=getattr(torch, config.dtype),
             )
         return Backbone(model), tokenizer
-    model, tokenizer = load_qwen(config.backbone, config), load_tokenizer(config.backbone)
-    if len(tokenizer) > model.config.text_config.vocab_size:
+    backbone, tokenizer = Backbone(load_qwen(config.backbone, config)), load_tokenizer(config.backbone)
+    if len(tokenizer) > backbone.text_config.vocab_size:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model.resize_token_embeddings(len(tokenizer))
-    return Backbone(model), tokenizer
+            backbone.model.resize_token_embeddings(len(tokenizer))
+    return backbone, tokenizer
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor
 def view_directions(
     K: Float[Tensor, "v 3 3"], T_world_camera: Float[Tensor, "v 4 4"], width_px: int, height_px: int
 ) -> Float[Tensor, "v h w 3"]:
-    """Unit world-frame directions of the rays through all pixel centres of V views. Differentiable in both arguments."""
+    """Unit world-frame directions of the rays through all pixel centres of V views. Differentiable in both inputs."""
     y, x = torch.meshgrid(
         torch.arange(height_px, dtype=K.dtype, device=K.device) + 0.5,
         torch.arange(width_px, dtype=K.dtype, device=K.device) + 0.5,

@@ -38,7 +38,7 @@ def _facts(index: ShardIndex, origins: Counter[str]) -> list[str]:
     return [
         f"{index.examples} examples in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB",
         f"images: {cameras or 'none'}",
-        f"speed: {statistics.speed_mean_mps:.1f} m/s mean, {statistics.speed_min:.1f} to {statistics.speed_max:.1f} m/s",
+        f"speed: mean {statistics.speed_mean_mps:.1f}, {statistics.speed_min:.1f} to {statistics.speed_max:.1f} m/s",
         f"recovered: {statistics.recovered} of {index.examples}",
         *(f"from {origin}: {count}" for origin, count in sorted(origins.items())),
         *(f"{name}: {json.dumps(value)}" for name, value in index.summary.items()),

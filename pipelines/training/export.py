@@ -27,8 +27,7 @@ def export(
 ) -> None:
     """Gather the weights from all processes and write `job.out` from rank 0, then remove the work folder.
 
-    The folder appears whole: weights, `training.json`, log and, if the job has one, `provenance.json`. Every process
-    holds the whole policy for a moment.
+    The folder appears whole: weights, `training.json` and the log. Every process holds the whole policy for a moment.
     """
     exact = engine.exact_weights()
     with engine.gathered_weights():
@@ -52,8 +51,6 @@ def _write(job: TrainingJob, engine: TrainingEngine, record: dict[str, Any]) -> 
     with atomic_folder(job.out) as partial:
         save_pretrained(engine.policy.eval(), partial)
         write_json(partial / "training.json", record)
-        if job.provenance is not None:
-            write_json(partial / "provenance.json", job.provenance)
         with contextlib.suppress(FileNotFoundError):
             shutil.copy(job.work / LOG_NAME, partial / LOG_NAME)
         if (job.work / TENSORBOARD_NAME).is_dir():

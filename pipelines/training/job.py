@@ -1,8 +1,8 @@
 """What one training run is, and the checks made before any process starts."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ class TrainingJob:
         config: optimisation.
         seed: of the order of examples, of the noise in the loss, and of new weights.
         device: "cpu" or "cuda".
-        provenance: written into the checkpoint as `provenance.json`, together with the weights; None for none.
     """
 
     policy: Path
@@ -37,7 +36,6 @@ class TrainingJob:
     config: TrainingConfig
     seed: int
     device: str
-    provenance: Mapping[str, Any] | None = field(default=None)
 
     @property
     def work(self) -> Path:
@@ -78,7 +76,6 @@ def read_job(path: Path) -> TrainingJob:
         config=config,
         seed=value["seed"],
         device=value["device"],
-        provenance=value["provenance"],
     )
 
 

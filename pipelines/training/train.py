@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +26,6 @@ def train(
     seed: int,
     device: str = "auto",
     resume: bool = True,
-    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train the policy in `policy_folder` on `shards` with DeepSpeed and write the result to `out`.
 
@@ -43,7 +41,6 @@ def train(
         device: "auto", "cpu" or "cuda".
         resume: continue from the resume states that a stopped run of the same job left beside `out`; otherwise
             delete them and whatever lies at `out`.
-        provenance: saved in `out` as `provenance.json`, in the same moment as the weights.
 
     Returns:
         `out`.
@@ -54,7 +51,7 @@ def train(
         RuntimeError: a process died; running the same call again resumes.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    job = TrainingJob(policy_folder, tuple(shards), out, config, seed, device, provenance)
+    job = TrainingJob(policy_folder, tuple(shards), out, config, seed, device)
     is_worker = "RANK" in os.environ
     processes = Processes.from_environment()
     world_size = processes.world_size if is_worker else _num_processes(config, device)

@@ -87,6 +87,7 @@ class _Rasterize(torch.autograd.Function):
             pairs = blend_backward(view.records, view.lists, view.starts, view.images, tuple(a[v] for a in arrays))
             g_poses[v, :3] = project_backward(
                 ctx.parameters,
+                gradients,
                 view.pose,
                 view.view,
                 view.records,
@@ -94,7 +95,6 @@ class _Rasterize(torch.autograd.Function):
                 pairs,
                 view.slots,
                 view.slot_range,
-                gradients,
                 g_offsets[v],
             )
         g_offset = torch.from_numpy(g_offsets) if offset_shape == g_offsets.shape else None
@@ -119,7 +119,7 @@ def _draw(
     view = view_vector(pose, intrinsics, width_px, height_px)
     records, visible = np.empty((count, RECORD), np.float32), np.empty(count, bool)
     boxes = np.empty((count, 4), np.int16)
-    keys = project(*parameters, offset, pose, view, records, boxes, visible)
+    keys = project(parameters, offset, pose, view, records, boxes, visible)
     order = sort_by_depth(keys)
     counts = count_pairs(records, boxes, order, tiles_x, tiles_y)
     starts, positions, before = prefix_sums(counts)

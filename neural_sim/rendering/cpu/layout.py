@@ -19,6 +19,8 @@ TILE = 16  # px; a row of a tile is one AVX-512 register
 CHUNKS = 32
 
 MEAN_X, MEAN_Y, P, R, K, LOG2_OPACITY, RED, GREEN, BLUE, DEPTH, REACH_X, REACH_Y = range(12)
+# Kept for the backward pass: the three scales, m, and 1 - opacity.
+SCALE, TRANSPARENCY = 12, 15
 RECORD = 16
 
 # Gradient columns of one (tile, splat) pair: moments of dL/de over the pixels, then gradients of colour and depth.

@@ -17,10 +17,13 @@ from neural_sim.rendering.cpu.layout import (
     G_Y,
     G_YY,
     GRADIENT,
+    INLINE,
     JIT,
     LOG2_E,
     PARALLEL,
     RED,
+    SCALE,
+    TRANSPARENCY,
     WHITEN,
     K,
     P,
@@ -37,145 +40,233 @@ from neural_sim.rendering.cpu.projection import (
     U_LOW,
     V_HIGH,
     V_LOW,
+    camera_point,
     footprint_axes,
+    projection_rows,
     rotation_from_quaternion,
+    unit_quaternion,
 )
 
+# Gaussians whose pair gradients are fetched together: misses overlap only in a loop without arithmetic.
+BLOCK = 64
+
 
 @njit(**JIT)
-def sum_pairs(pairs: np.ndarray, slots: np.ndarray, first: int, last: int, total: np.ndarray) -> None:
-    """Sum a splat's gradient rows over its tiles into `total` [GRADIENT], float64, in the order of tiles."""
-    total[:] = 0.0
-    for j in range(first, last):
-        row = pairs[slots[j]]
+def sum_pairs(
+    pairs: np.ndarray,
+    slots: np.ndarray,
+    slot_range: np.ndarray,
+    visible: np.ndarray,
+    first: int,
+    last: int,
+    totals: np.ndarray,
+) -> None:
+    """Sum the gradient rows of Gaussians `first` to `last` over their tiles into `totals` [BLOCK, GRADIENT], float64.
+
+    The order of the sum is that of the tiles, whichever thread drew them.
+    """
+    for i in range(first, last):
         for column in range(GRADIENT):
-            total[column] += row[column]
+            totals[i - first, column] = 0.0
+        if visible[i]:
+            for j in range(slot_range[i, 0], slot_range[i, 1]):
+                slot = slots[j]
+                for column in range(GRADIENT):
+                    totals[i - first, column] += pairs[slot, column]
 
 
-@njit(**JIT)
-def center_and_covariance_gradient(record: np.ndarray, g: np.ndarray) -> tuple:
+@njit(**INLINE)
+def center_and_covariance_gradient(records: np.ndarray, i: int, totals: np.ndarray, row: int) -> tuple:
     """Gradient with respect to the centre (x, y) px and the covariance (a, b, c), b once per off-diagonal entry.
 
     e = level - whiten^2 d^T C d with C the inverse covariance, and whiten^2 C d = (p t, r t + k dy); so
     dL/dcovariance = sum g_e (C d)(C d)^T whiten^2.
     """
-    p, r, k = float(record[P]), float(record[R]), float(record[K])
+    p, r, k = float(records[i, P]), float(records[i, R]), float(records[i, K])
+    g_t, g_tt, g_ty = totals[row, G_T], totals[row, G_TT], totals[row, G_TY]
     scale = 1.0 / (WHITEN * WHITEN)
-    g_a = scale * p * p * g[G_TT]
-    g_b = scale * p * (r * g[G_TT] + k * g[G_TY])
-    g_c = scale * (r * r * g[G_TT] + 2.0 * r * k * g[G_TY] + k * k * g[G_YY])
-    return 2.0 * p * g[G_T], 2.0 * (k * g[G_Y] + r * g[G_T]), g_a, g_b, g_c
+    g_a = scale * p * p * g_tt
+    g_b = scale * p * (r * g_tt + k * g_ty)
+    g_c = scale * (r * r * g_tt + 2.0 * r * k * g_ty + k * k * totals[row, G_YY])
+    return 2.0 * p * g_t, 2.0 * (k * totals[row, G_Y] + r * g_t), g_a, g_b, g_c
 
 
-@njit(**JIT)
-def quaternion_gradient(q: tuple, norm: float, g: np.ndarray, out: np.ndarray) -> None:
-    """Add to `out` [4] the gradient through a rotation matrix with gradient `g` [3, 3]; `q` is the unit quaternion."""
-    x, y, z, w = q
-    g_x = y * (g[0, 1] + g[1, 0]) + z * (g[0, 2] + g[2, 0]) - 2.0 * x * (g[1, 1] + g[2, 2]) + w * (g[2, 1] - g[1, 2])
-    g_y = x * (g[0, 1] + g[1, 0]) + z * (g[1, 2] + g[2, 1]) - 2.0 * y * (g[0, 0] + g[2, 2]) + w * (g[0, 2] - g[2, 0])
-    g_z = x * (g[0, 2] + g[2, 0]) + y * (g[1, 2] + g[2, 1]) - 2.0 * z * (g[0, 0] + g[1, 1]) + w * (g[1, 0] - g[0, 1])
-    g_w = x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1])
+@njit(**INLINE)
+def quaternion_gradient(x: float, y: float, z: float, w: float, norm: float, g: tuple) -> tuple:
+    """Gradient (x, y, z, w) through a rotation matrix with gradient `g`, row by row; (x, y, z, w) has norm 1."""
+    g00, g01, g02, g10, g11, g12, g20, g21, g22 = g
+    g_x = y * (g01 + g10) + z * (g02 + g20) - 2.0 * x * (g11 + g22) + w * (g21 - g12)
+    g_y = x * (g01 + g10) + z * (g12 + g21) - 2.0 * y * (g00 + g22) + w * (g02 - g20)
+    g_z = x * (g02 + g20) + y * (g12 + g21) - 2.0 * z * (g00 + g11) + w * (g10 - g01)
+    g_w = x * (g21 - g12) + y * (g02 - g20) + z * (g10 - g01)
     along = x * g_x + y * g_y + z * g_z + w * g_w
     scale = 2.0 / norm
-    out[0] += scale * (g_x - x * along)
-    out[1] += scale * (g_y - y * along)
-    out[2] += scale * (g_z - z * along)
-    out[3] += scale * (g_w - w * along)
+    return scale * (g_x - x * along), scale * (g_y - y * along), scale * (g_z - z * along), scale * (g_w - w * along)
+
+
+@njit(**INLINE)
+def matrix_gradients(rows: tuple, rotation: tuple, n: tuple) -> tuple[tuple, tuple]:
+    """Gradients of B (row by row) and R (row by row) from that of B R, `n`: n R^T and B^T n."""
+    b00, b01, b02, b10, b11, b12 = rows
+    q00, q01, q02, q10, q11, q12, q20, q21, q22 = rotation
+    n00, n01, n02, n10, n11, n12 = n
+    g_rows = (
+        n00 * q00 + n01 * q01 + n02 * q02,
+        n00 * q10 + n01 * q11 + n02 * q12,
+        n00 * q20 + n01 * q21 + n02 * q22,
+        n10 * q00 + n11 * q01 + n12 * q02,
+        n10 * q10 + n11 * q11 + n12 * q12,
+        n10 * q20 + n11 * q21 + n12 * q22,
+    )
+    g_rotation = (
+        b00 * n00 + b10 * n10,
+        b00 * n01 + b10 * n11,
+        b00 * n02 + b10 * n12,
+        b01 * n00 + b11 * n10,
+        b01 * n01 + b11 * n11,
+        b01 * n02 + b11 * n12,
+        b02 * n00 + b12 * n10,
+        b02 * n01 + b12 * n11,
+        b02 * n02 + b12 * n12,
+    )
+    return g_rows, g_rotation
+
+
+@njit(**INLINE)
+def shape_gradient(
+    parameters: tuple, gradients: tuple, i: int, g_covariance: tuple, record: np.ndarray, rows: tuple
+) -> tuple:
+    """Add the gradients of quaternion and log scales through M M^T, M = B R S; return that of B, row by row."""
+    g_a, g_b, g_c = g_covariance
+    qx, qy, qz, qw, norm = unit_quaternion(parameters[1], i)
+    rotation = rotation_from_quaternion(qx, qy, qz, qw)
+    s0, s1, s2 = float(record[i, SCALE]), float(record[i, SCALE + 1]), float(record[i, SCALE + 2])
+    m00, m01, m02, m10, m11, m12 = footprint_axes(rows, rotation, (s0, s1, s2))
+    n00, n10 = 2.0 * (g_a * m00 + g_b * m10), 2.0 * (g_b * m00 + g_c * m10)
+    n01, n11 = 2.0 * (g_a * m01 + g_b * m11), 2.0 * (g_b * m01 + g_c * m11)
+    n02, n12 = 2.0 * (g_a * m02 + g_b * m12), 2.0 * (g_b * m02 + g_c * m12)
+    g_log_scales = gradients[2]
+    g_log_scales[i, 0] += n00 * m00 + n10 * m10
+    g_log_scales[i, 1] += n01 * m01 + n11 * m11
+    g_log_scales[i, 2] += n02 * m02 + n12 * m12
+    g_rows, g_rotation = matrix_gradients(rows, rotation, (n00 * s0, n01 * s1, n02 * s2, n10 * s0, n11 * s1, n12 * s2))
+    g_x, g_y, g_z, g_w = quaternion_gradient(qx, qy, qz, qw, norm, g_rotation)
+    g_quaternions = gradients[1]
+    g_quaternions[i, 0] += g_x
+    g_quaternions[i, 1] += g_y
+    g_quaternions[i, 2] += g_z
+    g_quaternions[i, 3] += g_w
+    return g_rows
+
+
+@njit(**INLINE)
+def rows_gradient(
+    pose: np.ndarray, view: np.ndarray, u: float, v: float, z: float, rows: tuple, g_rows: tuple, g_pose: np.ndarray
+) -> tuple[float, float, float]:
+    """Add the gradient of the pose through B = J R; return that of (u, v, z)."""
+    b00, b01, b02, b10, b11, b12 = rows
+    g00, g01, g02, g10, g11, g12 = g_rows
+    ax, ay = view[FX] / z, view[FY] / z
+    g_pose[0, 0] += ax * g00
+    g_pose[0, 1] += ax * g01
+    g_pose[0, 2] += ax * g02
+    g_pose[1, 0] += ay * g10
+    g_pose[1, 1] += ay * g11
+    g_pose[1, 2] += ay * g12
+    g_pose[2, 0] -= ax * u * g00 + ay * v * g10
+    g_pose[2, 1] -= ax * u * g01 + ay * v * g11
+    g_pose[2, 2] -= ax * u * g02 + ay * v * g12
+    g_u = -ax * (pose[2, 0] * g00 + pose[2, 1] * g01 + pose[2, 2] * g02)
+    g_v = -ay * (pose[2, 0] * g10 + pose[2, 1] * g11 + pose[2, 2] * g12)
+    return g_u, g_v, -(b00 * g00 + b01 * g01 + b02 * g02 + b10 * g10 + b11 * g11 + b12 * g12) / z
 
 
 @njit(**JIT)
 def color_gradient(
-    mean: np.ndarray,
-    sh: np.ndarray,
-    record: np.ndarray,
-    view: np.ndarray,
-    g: np.ndarray,
-    scratch: np.ndarray,
+    parameters: tuple,
     g_sh: np.ndarray,
+    i: int,
+    records: np.ndarray,
+    view: np.ndarray,
+    totals: np.ndarray,
+    row: int,
+    scratch: np.ndarray,
 ) -> tuple[float, float, float]:
-    """Add to `g_sh` [k, 3]; return the gradient with respect to the vector from the camera centre to the mean."""
-    x, y, z = mean[0] - view[EYE_X], mean[1] - view[EYE_Y], mean[2] - view[EYE_Z]
-    inverse = 1.0 / math.sqrt(x * x + y * y + z * z)
+    """Add to `g_sh`; return the gradient with respect to the vector from the camera centre to the mean."""
+    means, sh = parameters[0], parameters[4]
+    degree_0 = sh.shape[1] == 1
+    x, y, z = means[i, 0] - view[EYE_X], means[i, 1] - view[EYE_Y], means[i, 2] - view[EYE_Z]
+    inverse = 1.0 if degree_0 else 1.0 / math.sqrt(x * x + y * y + z * z)
     x, y, z = x * inverse, y * inverse, z * inverse
     basis, g_basis = scratch[0], scratch[1]
     fill_basis(basis, x, y, z)
-    g_basis[:] = 0.0
-    for channel in range(3):
-        # The clamp at zero passes no gradient.
-        g_color = g[G_RED + channel] if record[RED + channel] > 0.0 else 0.0
-        for k in range(len(basis)):
-            g_sh[k, channel] += basis[k] * g_color
-            g_basis[k] += sh[k, channel] * g_color
+    # The clamp at zero passes no gradient.
+    g_red = totals[row, G_RED] if records[i, RED] > 0.0 else 0.0
+    g_green = totals[row, G_RED + 1] if records[i, RED + 1] > 0.0 else 0.0
+    g_blue = totals[row, G_RED + 2] if records[i, RED + 2] > 0.0 else 0.0
+    for k in range(sh.shape[1]):
+        g_sh[i, k, 0] += basis[k] * g_red
+        g_sh[i, k, 1] += basis[k] * g_green
+        g_sh[i, k, 2] += basis[k] * g_blue
+        g_basis[k] = sh[i, k, 0] * g_red + sh[i, k, 1] * g_green + sh[i, k, 2] * g_blue
+    if degree_0:
+        return 0.0, 0.0, 0.0
     g_x, g_y, g_z = basis_gradient(g_basis, x, y, z)
     along = x * g_x + y * g_y + z * g_z
     return inverse * (g_x - x * along), inverse * (g_y - y * along), inverse * (g_z - z * along)
 
 
-@njit(**JIT)
-def shape_gradient(
-    record: np.ndarray,
-    g: np.ndarray,
-    quaternion: np.ndarray,
-    log_scale: np.ndarray,
-    pose: np.ndarray,
-    view: np.ndarray,
-    camera_point: tuple,
-    scratch: np.ndarray,
-    g_quaternion: np.ndarray,
-    g_log_scale: np.ndarray,
-    g_pose: np.ndarray,
-) -> tuple[float, float, float]:
-    """Gradient through the projected covariance M M^T, M = B Q S, B = J R; returns that of (u, v, z) through J."""
-    u, v, z = camera_point
-    _, _, g_a, g_b, g_c = center_and_covariance_gradient(record, g)
-    norm = math.sqrt(quaternion[0] ** 2 + quaternion[1] ** 2 + quaternion[2] ** 2 + quaternion[3] ** 2)
-    q = (quaternion[0] / norm, quaternion[1] / norm, quaternion[2] / norm, quaternion[3] / norm)
-    rotation = rotation_from_quaternion(q[0], q[1], q[2], q[3])
-    s = (math.exp(log_scale[0]), math.exp(log_scale[1]), math.exp(log_scale[2]))
-    m = footprint_axes(pose, view, u, v, z, rotation, s[0], s[1], s[2])
-    g_m, g_rotation, g_b0, g_b1, b0, b1 = scratch[0:2], scratch[2:5], scratch[5], scratch[6], scratch[7], scratch[8]
-    for i in range(3):
-        g_m[0, i], g_m[1, i] = 2.0 * (g_a * m[i] + g_b * m[3 + i]), 2.0 * (g_b * m[i] + g_c * m[3 + i])
-        g_log_scale[i] += g_m[0, i] * m[i] + g_m[1, i] * m[3 + i]
-        g_m[0, i] *= s[i]
-        g_m[1, i] *= s[i]
-        b0[i] = view[FX] / z * (pose[0, i] - u * pose[2, i])
-        b1[i] = view[FY] / z * (pose[1, i] - v * pose[2, i])
-    for i in range(3):
-        for j in range(3):
-            g_rotation[i, j] = b0[i] * g_m[0, j] + b1[i] * g_m[1, j]
-        g_b0[i] = g_m[0, 0] * rotation[3 * i] + g_m[0, 1] * rotation[3 * i + 1] + g_m[0, 2] * rotation[3 * i + 2]
-        g_b1[i] = g_m[1, 0] * rotation[3 * i] + g_m[1, 1] * rotation[3 * i + 1] + g_m[1, 2] * rotation[3 * i + 2]
-    quaternion_gradient(q, norm, g_rotation, g_quaternion)
-    g_u, g_v, g_z = 0.0, 0.0, 0.0
-    for i in range(3):
-        g_pose[0, i] += view[FX] / z * g_b0[i]
-        g_pose[1, i] += view[FY] / z * g_b1[i]
-        g_pose[2, i] -= view[FX] / z * u * g_b0[i] + view[FY] / z * v * g_b1[i]
-        g_u -= view[FX] / z * pose[2, i] * g_b0[i]
-        g_v -= view[FY] / z * pose[2, i] * g_b1[i]
-        g_z -= (g_b0[i] * b0[i] + g_b1[i] * b1[i]) / z
-    return g_u, g_v, g_z
-
-
-@njit(**JIT)
+@njit(**INLINE)
 def point_gradient(
-    mean: np.ndarray, pose: np.ndarray, g_point: tuple, g_ray: tuple, g_mean: np.ndarray, g_pose: np.ndarray
+    means: np.ndarray, i: int, pose: np.ndarray, g_point: tuple, g_ray: tuple, g_means: np.ndarray, g_pose: np.ndarray
 ) -> None:
     """Spread gradients of the camera-frame mean and of the viewing ray over the mean and the pose."""
-    for i in range(3):
-        for j in range(3):
-            g_mean[j] += pose[i, j] * g_point[i]
+    for column in range(3):
+        g_mean = pose[0, column] * g_point[0] + pose[1, column] * g_point[1] + pose[2, column] * g_point[2]
+        g_means[i, column] += g_mean + g_ray[column]
+        for row in range(3):
             # The ray is mean - eye with eye = -R^T t.
-            g_pose[i, j] += g_point[i] * mean[j] + pose[i, 3] * g_ray[j]
-            g_pose[i, 3] += pose[i, j] * g_ray[j]
-        g_pose[i, 3] += g_point[i]
-        g_mean[i] += g_ray[i]
+            g_pose[row, column] += g_point[row] * means[i, column] + pose[row, 3] * g_ray[column]
+            g_pose[row, 3] += pose[row, column] * g_ray[column]
+    for row in range(3):
+        g_pose[row, 3] += g_point[row]
+
+
+@njit(**JIT)
+def project_one_backward(
+    parameters: tuple,
+    gradients: tuple,
+    i: int,
+    pose: np.ndarray,
+    view: np.ndarray,
+    records: np.ndarray,
+    totals: np.ndarray,
+    row: int,
+    g_offset: np.ndarray,
+    g_pose: np.ndarray,
+    scratch: np.ndarray,
+) -> None:
+    """Add the gradient of Gaussian `i`, whose pair gradients sum to row `row` of `totals`."""
+    g_x, g_y, g_a, g_b, g_c = center_and_covariance_gradient(records, i, totals, row)
+    g_offset[i, 0], g_offset[i, 1] = g_x, g_y
+    u, v, z = camera_point(parameters[0], i, pose)
+    u_in, v_in = min(max(u, view[U_LOW]), view[U_HIGH]), min(max(v, view[V_LOW]), view[V_HIGH])
+    rows = projection_rows(pose, view, u_in, v_in, z)
+    g_rows = shape_gradient(parameters, gradients, i, (g_a, g_b, g_c), records, rows)
+    g_u, g_v, g_z = rows_gradient(pose, view, u_in, v_in, z, rows, g_rows, g_pose)
+    g_u = view[FX] * g_x + (g_u if u == u_in else 0.0)
+    g_v = view[FY] * g_y + (g_v if v == v_in else 0.0)
+    g_point = (g_u / z, g_v / z, g_z + totals[row, G_DEPTH] - (g_u * u + g_v * v) / z)
+    g_ray = color_gradient(parameters, gradients[4], i, records, view, totals, row, scratch)
+    point_gradient(parameters[0], i, pose, g_point, g_ray, gradients[0], g_pose)
+    g_logits = gradients[3]
+    g_logits[i] += totals[row, G_1] * LOG2_E * records[i, TRANSPARENCY]
 
 
 @njit(**PARALLEL)
 def project_backward(
     parameters: tuple,
+    gradients: tuple,
     pose: np.ndarray,
     view: np.ndarray,
     records: np.ndarray,
@@ -183,50 +274,27 @@ def project_backward(
     pairs: np.ndarray,
     slots: np.ndarray,
     slot_range: np.ndarray,
-    gradients: tuple,
     g_offset: np.ndarray,
 ) -> np.ndarray:
     """Add to `gradients`, shaped like `parameters` (means, quaternions, log scales, logits, sh); fill `g_offset`.
 
     Returns the gradient float64 [3, 4] with respect to the top rows of T_camera_world.
     """
-    means, quaternions, log_scales, logits, sh = parameters
-    g_means, g_quaternions, g_log_scales, g_logits, g_sh = gradients
+    count = len(visible)
     g_poses = np.zeros((CHUNKS, 3, 4), np.float64)
     for chunk in prange(CHUNKS):
-        first, last = chunk_bounds(chunk, len(means))
-        g, scratch, basis = np.empty(GRADIENT), np.empty((9, 3)), np.empty((2, sh.shape[1]))
-        g_pose = g_poses[chunk]
-        for i in range(first, last):
-            if not visible[i]:
-                continue
-            record, mean = records[i], means[i]
-            sum_pairs(pairs, slots, slot_range[i, 0], slot_range[i, 1], g)
-            g_x, g_y, _, _, _ = center_and_covariance_gradient(record, g)
-            g_offset[i, 0], g_offset[i, 1] = g_x, g_y
-            z = pose[2, 0] * mean[0] + pose[2, 1] * mean[1] + pose[2, 2] * mean[2] + pose[2, 3]
-            u = (pose[0, 0] * mean[0] + pose[0, 1] * mean[1] + pose[0, 2] * mean[2] + pose[0, 3]) / z
-            v = (pose[1, 0] * mean[0] + pose[1, 1] * mean[1] + pose[1, 2] * mean[2] + pose[1, 3]) / z
-            clamped = (min(max(u, view[U_LOW]), view[U_HIGH]), min(max(v, view[V_LOW]), view[V_HIGH]), z)
-            g_u, g_v, g_z = shape_gradient(
-                record,
-                g,
-                quaternions[i],
-                log_scales[i],
-                pose,
-                view,
-                clamped,
-                scratch,
-                g_quaternions[i],
-                g_log_scales[i],
-                g_pose,
-            )
-            g_u = view[FX] * g_x + (g_u if u == clamped[0] else 0.0)
-            g_v = view[FY] * g_y + (g_v if v == clamped[1] else 0.0)
-            g_point = (g_u / z, g_v / z, g_z + g[G_DEPTH] - (g_u * u + g_v * v) / z)
-            g_ray = color_gradient(mean, sh[i], record, view, g, basis, g_sh[i])
-            point_gradient(mean, pose, g_point, g_ray, g_means[i], g_pose)
-            g_logits[i] += g[G_1] * LOG2_E / (1.0 + math.exp(logits[i]))
+        start, end = chunk_bounds(chunk, count)
+        totals, scratch = np.empty((BLOCK, GRADIENT)), np.empty((2, parameters[4].shape[1]))
+        g_pose = np.zeros((3, 4), np.float64)
+        for first in range(start, end, BLOCK):
+            last = min(first + BLOCK, end)
+            sum_pairs(pairs, slots, slot_range, visible, first, last, totals)
+            for i in range(first, last):
+                if visible[i]:
+                    project_one_backward(
+                        parameters, gradients, i, pose, view, records, totals, i - first, g_offset, g_pose, scratch
+                    )
+        g_poses[chunk] = g_pose
     total = np.zeros((3, 4), np.float64)
     for chunk in range(CHUNKS):
         total += g_poses[chunk]

@@ -23,7 +23,7 @@ def face_coordinates(x: float, y: float, z: float) -> tuple[int, float, float]:
 def texel_and_fraction(coordinate: float, size: int) -> tuple[int, int, float]:
     """Two neighbouring texels and the weight of the second for a coordinate in -1..1."""
     position = min(max((coordinate + 1.0) * 0.5 * size - 0.5, 0.0), size - 1.0)
-    first = min(int(math.floor(position)), max(size - 2, 0))
+    first = min(math.floor(position), max(size - 2, 0))
     return first, min(first + 1, size - 1), position - first
 
 
