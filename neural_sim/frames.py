@@ -7,7 +7,7 @@ has its origin at the rear-axle centre on the ground, x forward, y left, z up. C
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.spatial.transform import Rotation, Slerp
+from scipy.spatial.transform import Rotation
 
 # Columns are the camera axes seen from a rig whose camera looks straight ahead.
 R_RIG_FORWARD_CAMERA = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -93,10 +93,10 @@ def interpolate_poses(
     query_us = np.clip(np.asarray(query_us), t_us[0], t_us[-1])
     if len(t_us) == 1:
         return np.repeat(pose, len(query_us), axis=0)
-    seconds, at_s = (t_us - t_us[0]) * 1e-6, (query_us - t_us[0]) * 1e-6
-    result = np.zeros((len(query_us), 4, 4))
-    result[:, :3, :3] = Slerp(seconds, Rotation.from_matrix(pose[:, :3, :3]))(at_s).as_matrix()
-    for axis in range(3):
-        result[:, axis, 3] = np.interp(at_s, seconds, pose[:, axis, 3])
-    result[:, 3, 3] = 1.0
+    before = np.clip(np.searchsorted(t_us, query_us, side="right") - 1, 0, len(t_us) - 2)
+    share = (query_us - t_us[before]) / (t_us[before + 1] - t_us[before])
+    first, last = pose[before], pose[before + 1]
+    turn = Rotation.from_matrix(np.swapaxes(first[:, :3, :3], 1, 2) @ last[:, :3, :3]).as_rotvec()
+    result = first + share[:, None, None] * (last - first)
+    result[:, :3, :3] = first[:, :3, :3] @ Rotation.from_rotvec(share[:, None] * turn).as_matrix()
     return result

@@ -8,9 +8,11 @@ from typing import Any
 
 import tyro
 
+from controllers.errors import ControlError
 from neural_sim.errors import InputError
 from pipelines import commands
 from pipelines.config import RunConfig, load_config, load_shipped_config
+from vla.errors import PolicyError
 
 logger = logging.getLogger("roadloop")
 
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return _COMMANDS[command](rest)
-    except InputError as error:
+    except (InputError, PolicyError, ControlError) as error:
         print(f"roadloop {command}: {error}", file=sys.stderr)
         return 2
 

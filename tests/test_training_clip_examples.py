@@ -134,9 +134,9 @@ def test_windows_of_a_real_drive_are_plausible(tmp_path: Path) -> None:
         speed_mps = example.ego_history[-1, 3]
         assert 3 < speed_mps < 15
         np.testing.assert_array_equal(example.ego_history[-1, :3], 0)
-        # The first 0.1 s continues at the present speed, straight ahead.
+        # The first 0.1 s continues at the present speed, nearly straight ahead: 2 cm to the side in the tight turn.
         assert example.target[0, 0] == pytest.approx(0.1 * speed_mps, rel=0.1)
-        assert abs(example.target[0, 1]) < 0.02
+        assert abs(example.target[0, 1]) < 0.04
         step_m = np.linalg.norm(np.diff(example.target[:, :2], axis=0), axis=1)
         assert np.abs(np.diff(step_m)).max() / 0.1**2 < 8, "more than 8 m/s^2"
         assert example.t_us == example.image_times_us["image_0"][-1]

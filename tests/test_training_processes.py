@@ -160,3 +160,20 @@ def test_a_loss_that_is_not_finite_stops_under_torchrun(inputs: Inputs, monkeypa
     with pytest.raises(InputError, match=r"loss is nan at step 1 on examples scene-r000-s\d{4}, scene-r000-s\d{4};"):
         train(broken, [inputs.shards], inputs.root / "never", CONFIG, seed=1, device="cpu")
     assert not (inputs.root / "never").exists()
+
+
+@pytest.mark.slow
+def test_adapters_in_bfloat16_with_split_weights_leave_frozen_weights_exact(inputs: Inputs) -> None:
+    config = replace(CONFIG, mode="lora", lora_rank=4, zero_stage=3, bf16=True, steps=3)
+    out = inputs.train("adapters", config)
+    base, trained = weights(inputs.policy), weights(out)
+    for name, weight in load_file(inputs.policy / "model.safetensors").items():
+        assert torch.equal(trained[name], weight), name
+    head = "expert.action_out_proj.weight"
+    assert trained[head].dtype == torch.float32
+    assert not torch.equal(trained[head], base[head])
+    # The checkpoint has the float32 master weights, not their bfloat16 copies.
+    assert not torch.equal(trained[head], trained[head].bfloat16().float())
+    adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert any(name.endswith("lora_B.weight") and weight.any() for name, weight in adapter.items())
+    assert from_pretrained(out).lora_config is not None

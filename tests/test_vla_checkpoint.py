@@ -162,9 +162,10 @@ def test_the_hash_changes_with_a_single_weight(copy, saved):
 def test_a_sound_checkpoint_is_described(saved):
     facts, problems = describe_checkpoint(saved[0])
     assert problems == []
-    assert facts["parameters"] == sum(p.numel() for p in from_pretrained(saved[0]).parameters())
-    assert facts["hash"] == policy_hash(saved[0])
-    assert facts["policy"]["cameras"] == list(SMALL.cameras)
+    total = sum(p.numel() for p in from_pretrained(saved[0]).parameters())
+    assert facts[0] == f"{total:,} parameters"
+    assert policy_hash(saved[0]) in facts[1]
+    assert ", ".join(SMALL.cameras) in facts[2]
 
 
 def test_an_unsound_checkpoint_lists_its_problems(copy):

@@ -101,30 +101,39 @@ def policy_hash(folder: Path | str) -> str:
     return digest.hexdigest()[:HASH_LENGTH]
 
 
-def describe_checkpoint(folder: Path | str) -> tuple[dict[str, Any], list[str]]:
-    """Facts about the checkpoint in `folder`, and problems found; weights are read but no model is built."""
+def describe_checkpoint(folder: Path | str) -> tuple[list[str], list[str]]:
+    """Facts about the checkpoint in `folder`, one line each, and problems; weights are read but no model is built."""
     folder = Path(folder)
-    facts: dict[str, Any] = {"kind": "policy checkpoint"}
-    problems: list[str] = []
-    try:
-        config = read_policy_config(folder)
-        facts |= {"format_version": FORMAT_VERSION, "policy": config.to_json(), "hash": policy_hash(folder)}
-        facts["action_statistics"] = ActionStatistics.from_json(_read_json(folder / STATISTICS_FILE)).to_json()
-    except PolicyError as error:
-        problems.append(str(error))
-    facts["adapter"] = (folder / ADAPTER_FOLDER).is_dir()
-    facts["parameters"] = 0
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json", HEAD_FILE):
-        if not (folder / name).is_file():
-            problems.append(f"{folder / name}: missing")
+    problems = [
+        f"{folder / name}: missing"
+        for name in ("config.json", "tokenizer.json", "preprocessor_config.json", HEAD_FILE)
+        if not (folder / name).is_file()
+    ]
     if not list(folder.glob("model*.safetensors")):
         problems.append(f"{folder / 'model.safetensors'}: missing")
+    parameters = 0
     for path in sorted(folder.rglob("*.safetensors")):
         try:
-            facts["parameters"] += _check_tensors(path)
+            parameters += _check_tensors(path)
         except PolicyError as error:
             problems.append(str(error))
+    facts = [f"{parameters:,} parameters{', with a LoRA adapter' if (folder / ADAPTER_FOLDER).is_dir() else ''}"]
+    try:
+        facts += _policy_facts(folder)
+    except PolicyError as error:
+        problems.append(str(error))
     return facts, problems
+
+
+def _policy_facts(folder: Path) -> list[str]:
+    config = read_policy_config(folder)
+    statistics = ActionStatistics.from_json(_read_json(folder / STATISTICS_FILE)).to_json()
+    size = f"{config.image_width_px}x{config.image_height_px} px"
+    return [
+        f"backbone {config.backbone}, hash {policy_hash(folder)}",
+        f"sees {config.num_frames} frames of {', '.join(config.cameras)} at {size}",
+        "action statistics: " + ", ".join(f"{name} {value}" for name, value in statistics.items()),
+    ]
 
 
 def _write(policy: DrivingPolicy, folder: Path) -> None:

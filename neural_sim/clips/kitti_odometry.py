@@ -57,7 +57,7 @@ def ingest_kitti_odometry(options: IngestOptions, out: Path) -> Clip:
     frames = [_frames(sequence, name, kept, T_rig_cam0) for name in cameras]
     span = slice(int(kept[0]), int(kept[-1]) + 1)
     clip = Clip(
-        clip_id=f"kitti-odometry-{sequence.folder.name}-{span.start:06d}",
+        clip_id=out.name,
         source=_source(sequence, options, span, tilt_rad),
         cameras={item.camera.name: item for item in frames},
         ego=Trajectory(sequence.t_us[span], rig_poses(sequence.T_first_cam0, T_rig_cam0)[span]),

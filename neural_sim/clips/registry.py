@@ -32,6 +32,8 @@ DATASETS: dict[str, Reader] = {
 def ingest(dataset: str, options: IngestOptions, out: Path) -> Clip:
     """Make a clip folder at `out` from `dataset` (a key of `DATASETS`) and return the clip as read back.
 
+    The clip takes the name of its folder.
+
     Raises `InputError` on an unknown dataset, answered with the closest name, and on whatever the reader finds wrong.
     """
     if dataset not in DATASETS:

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from neural_sim.cameras import Camera
+from neural_sim.clips.check import require_sound
 from neural_sim.clips.clip import CameraFrames, Clip, NavigationStep, navigation_at
 from neural_sim.clips.options import IngestOptions
 from neural_sim.clips.storage import read_clip, write_clip
@@ -31,7 +32,8 @@ def ingest_town(options: IngestOptions, out: Path) -> Clip:
     town = build_town(config)
     start_us = round(options.start_s * 1e6)
     with tempfile.TemporaryDirectory() as folder:
-        clip = render_clip(town, start_us, Path(folder))
+        clip = render_clip(town, start_us, Path(folder), out.name)
+        require_sound(clip, decode_images=False)
         write_clip(clip, out)
     return read_clip(out)
 
@@ -56,13 +58,12 @@ def town_config(options: IngestOptions) -> TownConfig:
     )
 
 
-def render_clip(town: Town, start_us: int, folder: Path) -> Clip:
+def render_clip(town: Town, start_us: int, folder: Path, clip_id: str) -> Clip:
     """Render the drive from `start_us` to its end; images go to `folder`, as PNG."""
     t_us = _frame_times(town.config, start_us)
     cameras = {name: _render_frames(town, camera, t_us, folder / name) for name, camera in town.cameras.items()}
-    config = town.config
     return Clip(
-        clip_id=f"town-{config.seed:04d}-{start_us // 1_000_000:04d}-{round(config.duration_s):04d}",
+        clip_id=clip_id,
         source={"dataset": "town", "start_us": start_us, "town": config.to_json()},
         cameras=cameras,
         ego=_since(town.expert, start_us),

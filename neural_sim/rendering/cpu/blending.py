@@ -42,7 +42,7 @@ EIGHTH, E_MIN = np.float32(0.125), np.float32(-8.0)
 
 
 @njit(**INLINE)
-def exp2_above_minus_8(e: float) -> float:
+def exp2_above_minus_8(e: np.floating) -> np.floating:
     """2^e for e in [-8, 0] as the eighth power of 2^(e / 8), relative error below 1e-6; 2^-8 below that range.
 
     Alpha matters only from 1/255 up, so the short range is enough, and without a library call loops vectorise.
@@ -64,7 +64,7 @@ def row_range(mean_y: float, reach_y: float, tile_top: int) -> tuple[int, int]:
 
 @njit(**JIT)
 def is_spent(pixels: np.ndarray) -> bool:
-    """Whether every pixel of the tile has ended; `pixels` starts each row with transmittance, negated at ended pixels."""
+    """Whether every pixel of a tile has ended; rows of `pixels` start with transmittance, negative where ended."""
     highest = pixels[0, 0]
     for y in range(TILE):
         for x in range(TILE):

@@ -13,8 +13,9 @@ from neural_sim.rendering.cpu.binning import count_pairs, fill_lists, prefix_sum
 from neural_sim.rendering.cpu.blending import blend
 from neural_sim.rendering.cpu.blending_backward import blend_backward
 from neural_sim.rendering.cpu.layout import RECORD, TILE
-from neural_sim.rendering.cpu.projection import project, view_vector
+from neural_sim.rendering.cpu.projection import project
 from neural_sim.rendering.cpu.projection_backward import project_backward
+from neural_sim.rendering.cpu.projection_geometry import view_vector
 from neural_sim.rendering.cpu.sorting import sort_by_depth
 from neural_sim.rendering.views import OPACITY_FLOOR, RasterizedViews
 

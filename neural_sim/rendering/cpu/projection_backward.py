@@ -30,7 +30,7 @@ from neural_sim.rendering.cpu.layout import (
     R,
     chunk_bounds,
 )
-from neural_sim.rendering.cpu.projection import (
+from neural_sim.rendering.cpu.projection_geometry import (
     EYE_X,
     EYE_Y,
     EYE_Z,
@@ -251,7 +251,18 @@ def project_one_backward(
     g_offset[i, 0], g_offset[i, 1] = g_x, g_y
     u, v, z = camera_point(parameters[0], i, pose)
     u_in, v_in = min(max(u, view[U_LOW]), view[U_HIGH]), min(max(v, view[V_LOW]), view[V_HIGH])
-    rows = projection_rows(pose, view, u_in, v_in, z)
+    rotation_camera = (
+        pose[0, 0],
+        pose[0, 1],
+        pose[0, 2],
+        pose[1, 0],
+        pose[1, 1],
+        pose[1, 2],
+        pose[2, 0],
+        pose[2, 1],
+        pose[2, 2],
+    )
+    rows = projection_rows(rotation_camera, view[FX] / z, view[FY] / z, u_in, v_in)
     g_rows = shape_gradient(parameters, gradients, i, (g_a, g_b, g_c), records, rows)
     g_u, g_v, g_z = rows_gradient(pose, view, u_in, v_in, z, rows, g_rows, g_pose)
     g_u = view[FX] * g_x + (g_u if u == u_in else 0.0)
