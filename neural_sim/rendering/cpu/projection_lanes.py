@@ -57,7 +57,7 @@ def transform_lanes(means: np.ndarray, pose: np.ndarray, lanes: np.ndarray) -> b
         lanes[L_U + j] = np.float32(r00 * x + r01 * y + r02 * z + t0) * inverse
         lanes[L_V + j] = np.float32(r10 * x + r11 * y + r12 * z + t1) * inverse
         lanes[L_Z + j] = depth
-        ahead += depth >= NEAR
+        ahead += 1 if depth >= NEAR else 0
     return ahead > 0
 
 
