@@ -13,3 +13,9 @@ def require_positive(owner: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ControlError(f"{owner}.{name} is {value}, expected a positive number")
+
+
+def require_step(step_us: int) -> None:
+    """Raise `ControlError` when a control step is not positive."""
+    if step_us <= 0:
+        raise ControlError(f"control step is {step_us} us, expected a positive number")

@@ -39,15 +39,24 @@ class ControlCommand:
     Attributes:
         steering_rad: float64 [B], front-wheel angle, left positive, rad.
         acceleration_mps2: float64 [B], longitudinal, m/s^2.
+        memory: float64 [B, M], what the controller wants to find in its next call; None where it needs nothing.
+        failures: (row, reason) of each rollout whose command is a fallback because the controller's solver failed.
     """
 
     steering_rad: Float[np.ndarray, "b"]
     acceleration_mps2: Float[np.ndarray, "b"]
+    memory: Float[np.ndarray, "b m"] | None = None
+    failures: tuple[tuple[int, str], ...] = ()
 
 
 class Controller(Protocol):
-    """Turns plans into commands. Holds no state between calls, so a saved simulation needs none of it."""
+    """Turns plans into commands. All that it remembers is in its commands, so saving those saves the controller."""
 
-    def command(self, state: VehicleState, plan: WorldPlan, t_us: int) -> ControlCommand:
-        """Commands that make vehicles in `state` at time `t_us` follow `plan`, read by absolute time."""
+    def command(
+        self, state: VehicleState, plan: WorldPlan, t_us: int, previous: ControlCommand | None = None
+    ) -> ControlCommand:
+        """Commands that make vehicles in `state` at time `t_us` follow `plan`, read by absolute time.
+
+        `previous`: this controller's answer one control step earlier for the same rollouts; None at the start.
+        """
         ...

@@ -67,7 +67,7 @@ class LateralRegulator:
     def __init__(self, vehicle: VehicleParameters, config: ControllerConfig, step_s: float) -> None:
         self._vehicle, self._config, self._step_s = vehicle, config, step_s
         self._steps = max(1, round(config.preview_s / step_s))
-        self._speeds_mps = _speed_grid(vehicle.kinematic_below_mps)
+        self._speeds_mps = speed_grid(vehicle.kinematic_below_mps)
         gains = [lateral_gains(float(v), step_s, self._steps, vehicle, config) for v in self._speeds_mps]
         rows = [np.concatenate([gain.feedback, gain.preview[:, 0], gain.preview[:, 1]]) for gain in gains]
         self._table = np.array(rows)
@@ -76,16 +76,9 @@ class LateralRegulator:
         self, state: VehicleState, plan: WorldPlan, here: PathPoint, travel_m: Float[np.ndarray, "b steps"]
     ) -> Float[np.ndarray, "b"]:
         """Steering command, rad. `travel_m` [B, N + 1]: distance the vehicle covers in 0..N control steps."""
-        headings, slides = shape_along(plan, here.travelled_m[:, None] + travel_m)
-        cross_m = cross_track(here, state.x_m, state.y_m)
-        heading_error = (state.yaw_rad - here.yaw_rad + np.pi) % (2 * np.pi) - np.pi
-        motion = (cross_m, heading_error, state.vy_mps, state.yaw_rate_radps, state.steering_rad)
-        errors = np.concatenate(
-            [np.stack(motion, axis=-1), np.diff(headings, axis=-1), np.diff(slides, axis=-1)], axis=-1
-        )
-        change = -row_sum(self._gains_at(state.vx_mps) * errors)
-        change = change * np.minimum(state.vx_mps / self._config.standing_mps, 1.0)
-        return self._limited(state.steering_rad + change, state.vx_mps)
+        errors, turns_rad, slides_m = lateral_errors(state, plan, here, travel_m)
+        change = -row_sum(self._gains_at(state.vx_mps) * np.concatenate([errors, turns_rad, slides_m], axis=-1))
+        return settled_steering(state.steering_rad + change, state, self._vehicle, self._config)
 
     def _gains_at(self, speed_mps: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b n"]:
         grid = self._speeds_mps
@@ -94,11 +87,39 @@ class LateralRegulator:
         fraction = ((speed_mps - grid[index]) / (grid[index + 1] - grid[index]))[:, None]
         return self._table[index] + fraction * (self._table[index + 1] - self._table[index])
 
-    def _limited(self, steering_rad: Float[np.ndarray, "b"], speed_mps: Float[np.ndarray, "b"]) -> np.ndarray:
-        vehicle, most_mps2 = self._vehicle, self._config.max_lateral_acceleration_mps2
-        turn = vehicle.wheelbase_m / np.maximum(speed_mps * speed_mps, 1e-6)
-        limit = np.minimum(self._config.max_steering_rad, most_mps2 * (turn + vehicle.understeer_rad_per_mps2))
-        return np.clip(steering_rad, -limit, limit)
+
+def lateral_errors(
+    state: VehicleState, plan: WorldPlan, here: PathPoint, travel_m: Float[np.ndarray, "b steps"]
+) -> tuple[Float[np.ndarray, "b 5"], Float[np.ndarray, "b n"], Float[np.ndarray, "b n"]]:
+    """State of `lateral_model` [B, 5] at the nearest point, and the path ahead: its turn (rad) and slide (m) [B, N].
+
+    `travel_m` [B, N + 1]: distance the vehicle covers in 0..N control steps.
+    """
+    headings, slides = shape_along(plan, here.travelled_m[:, None] + travel_m)
+    heading_error = (state.yaw_rad - here.yaw_rad + np.pi) % (2 * np.pi) - np.pi
+    cross_m = cross_track(here, state.x_m, state.y_m)
+    motion = (cross_m, heading_error, state.vy_mps, state.yaw_rate_radps, state.steering_rad)
+    return np.stack(motion, axis=-1), np.diff(headings, axis=-1), np.diff(slides, axis=-1)
+
+
+def settled_steering(
+    steering_rad: Float[np.ndarray, "b"], state: VehicleState, vehicle: VehicleParameters, config: ControllerConfig
+) -> Float[np.ndarray, "b"]:
+    """A steering command within the limits, its change faded out towards standstill, rad."""
+    fade = np.minimum(state.vx_mps / config.standing_mps, 1.0)
+    limit = steering_limit(state.vx_mps, vehicle, config)
+    return np.clip(state.steering_rad + fade * (steering_rad - state.steering_rad), -limit, limit)
+
+
+def steering_limit(
+    speed_mps: Float[np.ndarray, "*b"], vehicle: VehicleParameters, config: ControllerConfig
+) -> Float[np.ndarray, "*b"]:
+    """Largest steering angle at a speed, rad: the hard limit, or what a steady turn at the largest lateral acceleration
+    needs."""
+    turn = vehicle.wheelbase_m / np.maximum(speed_mps * speed_mps, 1e-6)
+    return np.minimum(
+        config.max_steering_rad, config.max_lateral_acceleration_mps2 * (turn + vehicle.understeer_rad_per_mps2)
+    )
 
 
 def cross_track(here: PathPoint, x_m: Float[np.ndarray, "b"], y_m: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
@@ -106,7 +127,7 @@ def cross_track(here: PathPoint, x_m: Float[np.ndarray, "b"], y_m: Float[np.ndar
     return np.cos(here.yaw_rad) * (y_m - here.y_m) - np.sin(here.yaw_rad) * (x_m - here.x_m)
 
 
-def _speed_grid(switch_mps: float) -> Float[np.ndarray, "g"]:
+def speed_grid(switch_mps: float) -> Float[np.ndarray, "g"]:
     """Scheduled speeds, m/s, 0.5 apart while slow, with one just under the change of model."""
     slow = np.arange(SLOWEST_SCHEDULED_MPS, max(10.0, switch_mps + 1.0), 0.5)
     fast = np.geomspace(slow[-1] + 1.0, FASTEST_SCHEDULED_MPS, 16)

@@ -25,9 +25,7 @@ class LongitudinalRegulator:
     def __init__(self, vehicle: VehicleParameters, config: ControllerConfig, step_us: int) -> None:
         self._config, self._step_us = config, step_us
         self._steps = max(1, round(config.preview_s * 1e6 / step_us))
-        A = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, -1.0 / vehicle.acceleration_lag_s]])
-        B = np.array([[0.0], [0.0], [1.0 / vehicle.acceleration_lag_s]])
-        A, B = discretise(A, B, step_us * 1e-6)
+        A, B = longitudinal_model(vehicle, step_us * 1e-6)
         A[:, 2:] += B
         Q = np.diag([config.position_weight, config.speed_weight, 0.0])
         gains = preview_gains(A, B, np.eye(3)[:, :2], Q, config.acceleration_change_weight, self._steps)
@@ -49,17 +47,38 @@ class LongitudinalRegulator:
         planned_mps: Float[np.ndarray, "b steps"],
     ) -> Float[np.ndarray, "b"]:
         """Acceleration command, m/s^2, for vehicles `travelled_m` along their plans; `planned_*` [B, N + 1]."""
-        drift_m = planned_mps[:, :-1] * (self._step_us * 1e-6) - np.diff(planned_m)
-        errors = np.concatenate(
-            [
-                np.stack(
-                    [travelled_m - planned_m[:, 0], state.vx_mps - planned_mps[:, 0], state.acceleration_mps2], axis=-1
-                ),
-                drift_m,
-                -np.diff(planned_mps),
-            ],
-            axis=-1,
+        errors, drift_m, speed_change = longitudinal_errors(
+            state, travelled_m, planned_m, planned_mps, self._step_us * 1e-6
         )
-        command = state.acceleration_mps2 - row_sum(self._gains * errors)
-        hardest = np.maximum(-self._config.max_deceleration_mps2, -state.vx_mps / STOPPING_TIME_S - HOLDING_BRAKE_MPS2)
-        return np.clip(command, hardest, self._config.max_acceleration_mps2)
+        change = row_sum(self._gains * np.concatenate([errors, drift_m, -speed_change], axis=-1))
+        return bounded_acceleration(state.acceleration_mps2 - change, state.vx_mps, self._config)
+
+
+def longitudinal_model(vehicle: VehicleParameters, step_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Discrete (A [3, 3], B [3, 1]) of position error (m), speed error (m/s) and acceleration (m/s^2) under an
+    acceleration command held for `step_s`."""
+    A = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, -1.0 / vehicle.acceleration_lag_s]])
+    B = np.array([[0.0], [0.0], [1.0 / vehicle.acceleration_lag_s]])
+    return discretise(A, B, step_s)
+
+
+def longitudinal_errors(
+    state: VehicleState,
+    travelled_m: Float[np.ndarray, "b"],
+    planned_m: Float[np.ndarray, "b steps"],
+    planned_mps: Float[np.ndarray, "b steps"],
+    step_s: float,
+) -> tuple[Float[np.ndarray, "b 3"], Float[np.ndarray, "b n"], Float[np.ndarray, "b n"]]:
+    """State of `longitudinal_model` [B, 3] and, for each step ahead [B, N], how far the planned position falls behind
+    the planned speed (m) and the change of the planned speed (m/s)."""
+    drift_m = planned_mps[:, :-1] * step_s - np.diff(planned_m)
+    motion = (travelled_m - planned_m[:, 0], state.vx_mps - planned_mps[:, 0], state.acceleration_mps2)
+    return np.stack(motion, axis=-1), drift_m, np.diff(planned_mps)
+
+
+def bounded_acceleration(
+    acceleration_mps2: Float[np.ndarray, "b"], speed_mps: Float[np.ndarray, "b"], config: ControllerConfig
+) -> Float[np.ndarray, "b"]:
+    """An acceleration command within the limits, and with no more brake than stops the car, m/s^2."""
+    hardest = np.maximum(-config.max_deceleration_mps2, -speed_mps / STOPPING_TIME_S - HOLDING_BRAKE_MPS2)
+    return np.clip(acceleration_mps2, hardest, config.max_acceleration_mps2)

@@ -112,12 +112,19 @@ def shape_along(
 
     The ends hold outside.
     """
-    passed = (plan.travelled_m[:, None, :] <= travelled_m[:, :, None]).sum(axis=-1)
-    index = np.clip(passed - 1, 0, plan.travelled_m.shape[1] - 2)
-    low = np.take_along_axis(plan.travelled_m, index, axis=1)
-    span = np.take_along_axis(plan.travelled_m, index + 1, axis=1) - low
-    fraction = np.clip((travelled_m - low) / np.maximum(span, 1e-9), 0.0, 1.0)
+    index, fraction = _distance_index(plan, travelled_m)
     return _interpolate(plan.yaw_rad, index, fraction), _interpolate(plan.slid_m, index, fraction)
+
+
+def point_along(
+    plan: WorldPlan, travelled_m: Float[np.ndarray, "b"]
+) -> tuple[Float[np.ndarray, "b"], Float[np.ndarray, "b"]]:
+    """(x, y) where each plan's path is `travelled_m` from its start, world frame, m; past its end straight on."""
+    index, fraction = _distance_index(plan, travelled_m[:, None])
+    beyond_m = np.maximum(travelled_m - plan.travelled_m[:, -1], 0.0)
+    last_yaw = np.ascontiguousarray(plan.yaw_rad[:, -1])
+    x_m = _interpolate(plan.x_m, index, fraction)[:, 0] + beyond_m * np.cos(last_yaw)
+    return x_m, _interpolate(plan.y_m, index, fraction)[:, 0] + beyond_m * np.sin(last_yaw)
 
 
 def nearest_point(plan: WorldPlan, x_m: Float[np.ndarray, "b"], y_m: Float[np.ndarray, "b"]) -> PathPoint:
@@ -146,6 +153,17 @@ def _time_index(
     steps = np.clip(steps, 0.0, plan.x_m.shape[1] - 1)
     index = np.minimum(steps.astype(np.int64), plan.x_m.shape[1] - 2)
     return index, steps - index
+
+
+def _distance_index(
+    plan: WorldPlan, travelled_m: Float[np.ndarray, "b m"]
+) -> tuple[Int[np.ndarray, "b m"], Float[np.ndarray, "b m"]]:
+    """Entry before each distance from the start and the fraction of the way to the next, clamped to the plan."""
+    passed = (plan.travelled_m[:, None, :] <= travelled_m[:, :, None]).sum(axis=-1)
+    index = np.clip(passed - 1, 0, plan.travelled_m.shape[1] - 2)
+    low = np.take_along_axis(plan.travelled_m, index, axis=1)
+    span = np.take_along_axis(plan.travelled_m, index + 1, axis=1) - low
+    return index, np.clip((travelled_m - low) / np.maximum(span, 1e-9), 0.0, 1.0)
 
 
 def _interpolate(

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from controllers.config import ControllerConfig
-from controllers.errors import ControlError
+from controllers.errors import require_step
 from controllers.interface import ControlCommand, VehicleState
 from controllers.lateral import LateralRegulator
 from controllers.longitudinal import LongitudinalRegulator
@@ -23,28 +23,30 @@ class TrackingController:
     """
 
     def __init__(self, vehicle: VehicleParameters, config: ControllerConfig, step_us: int) -> None:
-        if step_us <= 0:
-            raise ControlError(f"control step is {step_us} us, expected a positive number")
+        require_step(step_us)
         self._step_us = step_us
         self._lateral = LateralRegulator(vehicle, config, step_us * 1e-6)
         self._longitudinal = LongitudinalRegulator(vehicle, config, step_us)
 
-    def command(self, state: VehicleState, plan: WorldPlan, t_us: int) -> ControlCommand:
-        """Commands to hold for one control step from `t_us`; see `Controller`."""
+    def command(
+        self, state: VehicleState, plan: WorldPlan, t_us: int, previous: ControlCommand | None = None
+    ) -> ControlCommand:
+        """Commands to hold for one control step from `t_us`; see `Controller`. Needs no `previous` command."""
         here = nearest_point(plan, state.x_m, state.y_m)
         planned_m, planned_mps = self._longitudinal.planned_motion(plan, t_us)
         acceleration = self._longitudinal.acceleration(state, here.travelled_m, planned_m, planned_mps)
-        travel_m = self._expected_travel(state.vx_mps, planned_m, planned_mps[:, 0])
+        travel_m = expected_travel(state.vx_mps, planned_m, planned_mps[:, 0], self._step_us * 1e-6)
         return ControlCommand(self._lateral.steering(state, plan, here, travel_m), acceleration)
 
-    def _expected_travel(
-        self,
-        speed_mps: Float[np.ndarray, "b"],
-        planned_m: Float[np.ndarray, "b steps"],
-        planned_mps: Float[np.ndarray, "b"],
-    ) -> Float[np.ndarray, "b steps"]:
-        """Distance to be covered in 0..N steps, m: the planned one plus a speed difference that decays."""
-        later_s = np.arange(planned_m.shape[1]) * (self._step_us * 1e-6)
-        settled_s = SPEED_SETTLING_S * (1 - np.exp(-later_s / SPEED_SETTLING_S))
-        travel_m = planned_m - planned_m[:, :1] + (speed_mps - planned_mps)[:, None] * settled_s
-        return np.maximum.accumulate(np.maximum(travel_m, 0.0), axis=-1)
+
+def expected_travel(
+    speed_mps: Float[np.ndarray, "b"],
+    planned_m: Float[np.ndarray, "b steps"],
+    planned_mps: Float[np.ndarray, "b"],
+    step_s: float,
+) -> Float[np.ndarray, "b steps"]:
+    """Distance to be covered in 0..N steps, m: the planned one plus a speed difference that decays."""
+    later_s = np.arange(planned_m.shape[1]) * step_s
+    settled_s = SPEED_SETTLING_S * (1 - np.exp(-later_s / SPEED_SETTLING_S))
+    travel_m = planned_m - planned_m[:, :1] + (speed_mps - planned_mps)[:, None] * settled_s
+    return np.maximum.accumulate(np.maximum(travel_m, 0.0), axis=-1)

@@ -6,14 +6,18 @@ time. Per policy: mean over scenes for each rollout index, then mean and standar
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from eval.bootstrap import draw_scenes, interval
+from eval.paired import compare
 from eval.protocol import EvaluationProtocol
 from eval.results import (
-    Comparison,
+    OPEN_LOOP_PREFIX,
+    EvaluationResult,
+    OpenLoopScore,
     ReducedRollout,
     RolloutFailure,
     RolloutScore,
@@ -62,7 +66,8 @@ def reduce_rollout(score: RolloutScore, protocol: EvaluationProtocol) -> Reduced
         policy=score.policy,
         scene_id=score.scene_id,
         rollout_index=score.rollout_index,
-        metrics={name: series.reduce(keep) for name, series in score.series.items() if name != "eval_relevant"},
+        metrics={name: series.reduce(keep) for name, series in score.series.items() if name != "eval_relevant"}
+        | {"ended_far_from_log": float(ended == "far from log")},
         incident=flagged[0] if flagged else "",
         ended=ended,
         evaluated_s=float(score.t_us[steps[-1]] - score.t_us[steps[0]]) * 1e-6,
@@ -70,12 +75,30 @@ def reduce_rollout(score: RolloutScore, protocol: EvaluationProtocol) -> Reduced
     )
 
 
+def summarise(evaluation: EvaluationResult) -> Summary:
+    """Aggregate everything an evaluation holds; see `aggregate`."""
+    return aggregate(
+        evaluation.scores,
+        evaluation.protocol,
+        evaluation.failures,
+        policies=evaluation.policies,
+        baselines=evaluation.baselines,
+        open_loop=evaluation.open_loop,
+        conditions=evaluation.conditions,
+    )
+
+
 def aggregate(
     scores: Sequence[RolloutScore],
     protocol: EvaluationProtocol | None = None,
     failures: Sequence[RolloutFailure] = (),
+    *,
+    policies: Sequence[str] = (),
+    baselines: Sequence[str] = (),
+    open_loop: Sequence[OpenLoopScore] = (),
+    conditions: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Aggregate rollouts of one or more policies.
+    """Aggregate rollouts of one or more policies; the first of `policies` is the one others are compared with.
 
     The driving score is km driven per incident, distance and incidents summed over all rollouts; incidents are
     off-road and at-fault collisions (or all collisions, see `EvaluationProtocol.at_fault_only`). The published scores
@@ -86,24 +109,48 @@ def aggregate(
     Raises `InputError` when there is no score, or two of the same policy, scene and rollout index.
     """
     protocol = protocol or EvaluationProtocol()
-    _reject_unusable(scores)
+    _reject_unusable(scores, failures)
     rollouts = tuple(reduce_rollout(score, protocol) for score in scores)
     scene_ids = tuple(sorted({item.scene_id for item in (*rollouts, *failures)}))
     indices = tuple(sorted({item.rollout_index for item in (*rollouts, *failures)}))
-    policies = tuple(dict.fromkeys(item.policy for item in (*rollouts, *failures)))
+    names = tuple(dict.fromkeys((*policies, *(item.policy for item in (*rollouts, *failures)))))
     draws = draw_scenes(len(scene_ids), protocol)
-    tables = {policy: _tables(rollouts, policy, scene_ids, indices) for policy in policies}
-    statistics = {}
-    for policy in policies:
-        num_failed = sum(failure.policy == policy for failure in failures)
-        num_finished = sum(rollout.policy == policy for rollout in rollouts)
-        statistics[policy] = _policy_statistics(tables[policy], draws, protocol) | {
-            "failure_rate": Statistic(num_failed / (num_failed + num_finished), None, None, None)
-        }
+    tables = {policy: _tables(rollouts, policy, scene_ids, indices) for policy in names}
+    statistics = {
+        policy: _policy_statistics(tables[policy], draws, protocol)
+        | {"failure_rate": _failure_rate(policy, rollouts, failures)}
+        | _open_loop_statistics(policy, open_loop, scene_ids, draws, protocol)
+        for policy in names
+    }
+    counted = _counted_incident(protocol)
     comparisons = tuple(
-        _compare(policies[0], other, tables[policies[0]], tables[other], draws, protocol) for other in policies[1:]
+        compare(names[0], other, tables[names[0]], tables[other], counted, draws, protocol) for other in names[1:]
     )
-    return Summary(protocol, scene_ids, len(indices), statistics, rollouts, comparisons)
+    return Summary(
+        protocol, scene_ids, len(indices), statistics, rollouts, comparisons,
+        tuple(name for name in names if name in baselines), tuple(failures), conditions or {},
+    )  # fmt: skip
+
+
+def _failure_rate(policy: str, rollouts: Sequence[ReducedRollout], failures: Sequence[RolloutFailure]) -> Statistic:
+    num_failed = sum(failure.policy == policy for failure in failures)
+    num_finished = sum(rollout.policy == policy for rollout in rollouts)
+    share = num_failed / (num_failed + num_finished) if num_failed + num_finished else None
+    return Statistic(share, None, None, None)
+
+
+def _open_loop_statistics(
+    policy: str,
+    open_loop: Sequence[OpenLoopScore],
+    scene_ids: Sequence[str],
+    draws: np.ndarray,
+    protocol: EvaluationProtocol,
+) -> dict[str, Statistic]:
+    """Mean over scenes of each open-loop metric; there is one pass a scene, so no spread over rollout indices."""
+    own = {score.scene_id: score.metrics for score in open_loop if score.policy == policy}
+    names = dict.fromkeys(name for metrics in own.values() for name in metrics)
+    tables = {name: np.array([[own.get(scene_id, {}).get(name, np.nan)] for scene_id in scene_ids]) for name in names}
+    return {f"{OPEN_LOOP_PREFIX}{name}": _mean_statistic(table, draws, protocol) for name, table in tables.items()}
 
 
 def _first(event: Bool[np.ndarray, "t"]) -> int:
@@ -111,9 +158,10 @@ def _first(event: Bool[np.ndarray, "t"]) -> int:
     return int(event.argmax()) if event.any() else len(event)
 
 
-def _reject_unusable(scores: Sequence[RolloutScore]) -> None:
+def _reject_unusable(scores: Sequence[RolloutScore], failures: Sequence[RolloutFailure]) -> None:
     if not scores:
-        raise InputError("evaluation: no finished rollout to aggregate; see why the rollouts failed and run them again")
+        why = f"all {len(failures)} failed, the first with: {failures[0].reason}" if failures else "no scene was driven"
+        raise InputError(f"evaluation: no finished rollout to aggregate ({why}); mend the cause and run it again")
     seen = set()
     for score in scores:
         if score.key in seen:
@@ -193,26 +241,6 @@ def _rate_statistic(
 def _per_km(incidents: np.ndarray, distance_m: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1000 * np.nansum(incidents, axis=axis) / np.nansum(distance_m, axis=axis)
-
-
-def _compare(
-    baseline: str,
-    candidate: str,
-    baseline_tables: Mapping[str, Float[np.ndarray, "s r"]],
-    candidate_tables: Mapping[str, Float[np.ndarray, "s r"]],
-    draws: np.ndarray,
-    protocol: EvaluationProtocol,
-) -> Comparison:
-    """Paired by scene: each resample draws the same scenes for both policies."""
-    counted = _counted_incident(protocol)
-    pooled, resampled = [], []
-    for tables in (candidate_tables, baseline_tables):
-        pooled.append(_per_km(tables[counted], tables["dist_traveled_m"], axis=(0, 1)))
-        resampled.append(_per_km(tables[counted][draws], tables["dist_traveled_m"][draws], axis=(1, 2)))
-    low, high = interval(resampled[0] - resampled[1], protocol)
-    finished = [np.isfinite(t["dist_traveled_m"]).any(axis=1) for t in (baseline_tables, candidate_tables)]
-    num_scenes = int((finished[0] & finished[1]).sum())
-    return Comparison(baseline, candidate, float(pooled[0] - pooled[1]), low, high, num_scenes)
 
 
 def _statistic(

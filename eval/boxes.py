@@ -4,6 +4,7 @@ A box with rounded corners is its core grown by the corner radius, so the gap be
 their cores minus both radii: exact, without drawing arcs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,10 +64,27 @@ class RoundedBox:
         return shapely.get_coordinates(core.buffer(self.radius_m, quad_segs=_ARC_SEGMENTS))
 
 
-def _to_world(local: Float[np.ndarray, "p 2"], planar: Float[np.ndarray, "t 3"]) -> Float[np.ndarray, "t p 2"]:
+def gaps_m(
+    first: Sequence[RoundedBox],
+    first_planar: Float[np.ndarray, "p 3"],
+    second: Sequence[RoundedBox],
+    second_planar: Float[np.ndarray, "p 3"],
+) -> Float[np.ndarray, "p"]:
+    """Gap between the boxes of each pair at poses (x, y, yaw), m; 0 where they touch."""
+    apart_m = shapely.distance(_cores(first, first_planar), _cores(second, second_planar))
+    radii_m = np.array([a.radius_m + b.radius_m for a, b in zip(first, second, strict=True)])
+    return np.maximum(apart_m - radii_m, 0.0)
+
+
+def _cores(boxes: Sequence[RoundedBox], planar: Float[np.ndarray, "p 3"]) -> np.ndarray:
+    half = np.array([(b.length_m / 2 - b.radius_m, b.width_m / 2 - b.radius_m) for b in boxes]).reshape(-1, 1, 2)
+    return _polygons(_to_world(half * np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]), planar))
+
+
+def _to_world(local: Float[np.ndarray, "*t p 2"], planar: Float[np.ndarray, "t 3"]) -> Float[np.ndarray, "t p 2"]:
     cosine, sine = np.cos(planar[:, 2, None]), np.sin(planar[:, 2, None])
-    x = planar[:, 0, None] + cosine * local[:, 0] - sine * local[:, 1]
-    y = planar[:, 1, None] + sine * local[:, 0] + cosine * local[:, 1]
+    x = planar[:, 0, None] + cosine * local[..., 0] - sine * local[..., 1]
+    y = planar[:, 1, None] + sine * local[..., 0] + cosine * local[..., 1]
     return np.stack([x, y], axis=-1)
 
 

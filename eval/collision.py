@@ -4,7 +4,7 @@ import numpy as np
 import shapely
 from jaxtyping import Bool, Float
 
-from eval.boxes import RoundedBox
+from eval.boxes import gaps_m
 from eval.context import ScoringContext
 from eval.results import Series
 
@@ -20,7 +20,8 @@ def score_collision(context: ScoringContext) -> dict[str, Series]:
     - `collision_rear`: else it meets the rear bumper;
     - `collision_lateral`: else;
     - `collision_any`: any of the three;
-    - `collision_at_fault`: front, or lateral while the ego drives (speed >= 0.1 m/s).
+    - `collision_at_fault`: front, or lateral while the ego drives (speed >= 0.1 m/s);
+    - `collision_at_fault_road_user`: the same, obstacles (cones, barriers) not counted.
 
     A contact is left out when the expert's box touched the same actor in the log at the same time: that is a flaw of
     the recorded boxes, not of the driver. `min_distance_to_obstacle_m`: smallest gap between the ego box and any
@@ -31,16 +32,19 @@ def score_collision(context: ScoringContext) -> dict[str, Series]:
     """
     gap_m = gaps_to_actors(context)
     contact = gap_m <= 0
-    in_log = contact & overlaps_in_log(context, contact)
+    in_log = contact & context.contact_in_log & (not context.protocol.count_contacts_in_log)
     front, rear, lateral = _by_side(context, contact & ~in_log)
-    at_fault = front | (lateral & (context.speed_mps >= context.protocol.standing_speed_mps))
+    driving = context.speed_mps >= context.protocol.standing_speed_mps
+    at_fault = front | (lateral & driving[:, None])
+    road_user = np.array([track.category != "obstacle" for track in context.actor_tracks], bool)
     nearest_m = np.where(in_log, np.inf, gap_m).min(axis=1, initial=np.inf)
     return {
-        "collision_front": context.series(front, "max"),
-        "collision_rear": context.series(rear, "max"),
-        "collision_lateral": context.series(lateral, "max"),
-        "collision_any": context.series(front | rear | lateral, "max"),
-        "collision_at_fault": context.series(at_fault, "max"),
+        "collision_front": context.series(_any(front), "max"),
+        "collision_rear": context.series(_any(rear), "max"),
+        "collision_lateral": context.series(_any(lateral), "max"),
+        "collision_any": context.series(_any(front | rear | lateral), "max"),
+        "collision_at_fault": context.series(_any(at_fault), "max"),
+        "collision_at_fault_road_user": context.series(_any(at_fault & road_user), "max"),
         "min_distance_to_obstacle_m": context.series(nearest_m, "min", np.isfinite(nearest_m)),
     }
 
@@ -55,28 +59,21 @@ def gaps_to_actors(context: ScoringContext) -> Float[np.ndarray, "t n"]:
     reach_m = context.ego_box.reach_m + np.array([box.reach_m for box in context.actor_boxes])
     apart_m = np.linalg.norm(actors[..., :2] - context.ego_planar[:, None, :2], axis=-1)
     apart_m = np.where(np.isfinite(apart_m), apart_m, np.inf)
-    may_be_nearest = apart_m - reach_m <= apart_m.min(axis=1, initial=np.inf)[:, None]
-    may_be_nearest &= np.isfinite(apart_m)
-    for n, box in enumerate(context.actor_boxes):
-        steps = np.flatnonzero(may_be_nearest[:, n])
-        gap_m[steps, n] = _gap(context.ego_box, context.ego_planar[steps], box, actors[steps, n])
+    inner_m = context.ego_half_m.min() + context.actor_half_m.min(axis=1, initial=np.inf)
+    farthest_nearest_m = (apart_m - inner_m).min(axis=1, initial=np.inf)
+    may_be_nearest = np.isfinite(apart_m) & (apart_m - reach_m <= np.maximum(farthest_nearest_m, 0.0)[:, None])
+    step, n = np.nonzero(may_be_nearest)
+    boxes = [context.actor_boxes[i] for i in n]
+    gap_m[step, n] = gaps_m([context.ego_box] * len(n), context.ego_planar[step], boxes, actors[step, n])
     return gap_m
 
 
-def overlaps_in_log(context: ScoringContext, contact: Bool[np.ndarray, "t n"]) -> Bool[np.ndarray, "t n"]:
-    """Where in `contact` the expert's box touched the same actor's recorded box at the same time; else false."""
-    overlap = np.zeros_like(contact)
-    for n, (track, box) in enumerate(zip(context.actor_tracks, context.actor_boxes, strict=True)):
-        recorded = (context.t_us >= track.trajectory.start_us) & (context.t_us <= track.trajectory.end_us)
-        steps = np.flatnonzero(contact[:, n] & recorded & context.is_within_log)
-        if steps.size:
-            logged = track.trajectory.planar_at(context.t_us[steps])
-            overlap[steps, n] = _gap(context.ego_box, context.expert_planar[steps], box, logged) <= 0
-    return overlap
+def _any(contact: Bool[np.ndarray, "t n"]) -> Bool[np.ndarray, "t"]:
+    return np.asarray(contact.any(axis=1))
 
 
-def _by_side(context: ScoringContext, contact: Bool[np.ndarray, "t n"]) -> tuple[Bool[np.ndarray, "t"], ...]:
-    """Front, rear and lateral flags over all contacts of a step."""
+def _by_side(context: ScoringContext, contact: Bool[np.ndarray, "t n"]) -> tuple[Bool[np.ndarray, "t n"], ...]:
+    """Which contacts are at the front, at the rear and at the side."""
     front, rear = np.zeros_like(contact), np.zeros_like(contact)
     for n in np.flatnonzero(contact.any(axis=0)):
         steps, box = np.flatnonzero(contact[:, n]), context.actor_boxes[n]
@@ -86,14 +83,4 @@ def _by_side(context: ScoringContext, contact: Bool[np.ndarray, "t n"]) -> tuple
         rear[steps, n] = shapely.distance(context.ego_box.bumpers(ego, rear=True), cores) <= box.radius_m
     rear &= ~front
     lateral = contact & ~front & ~rear
-    return tuple(np.any(side, axis=1) for side in (front, rear, lateral))
-
-
-def _gap(
-    first: RoundedBox,
-    first_planar: Float[np.ndarray, "t 3"],
-    second: RoundedBox,
-    second_planar: Float[np.ndarray, "t 3"],
-) -> Float[np.ndarray, "t"]:
-    apart_m = shapely.distance(first.cores(first_planar), second.cores(second_planar))
-    return np.maximum(apart_m - first.radius_m - second.radius_m, 0.0)
+    return front, rear, lateral

@@ -4,23 +4,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import shapely
 from jaxtyping import Bool, Float, Int
 
 from eval.boxes import RoundedBox
+from eval.polyline import project_on_path
 from eval.protocol import EvaluationProtocol
 from eval.results import Reducer, Series
+from eval.shared import SharedGeometry, box_center_planar
 from neural_sim.errors import InputError
+from neural_sim.frames import planar_from_pose, planar_to_world
 from neural_sim.road_users import Track
 from neural_sim.scenes.scene import Scene
 from neural_sim.simulation.record import RolloutRecord
-from neural_sim.trajectory import Trajectory
-
-
-def box_center_planar(planar_rig: Float[np.ndarray, "t 3"], center_x_m: float) -> Float[np.ndarray, "t 3"]:
-    """Move rig poses (x, y, yaw) forward by `center_x_m` to the centre of the ego box; m and rad."""
-    yaw_rad = planar_rig[:, 2]
-    offset = center_x_m * np.stack([np.cos(yaw_rad), np.sin(yaw_rad), np.zeros_like(yaw_rad)], axis=-1)
-    return planar_rig + offset
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,7 @@ class ScoringContext:
     record: RolloutRecord
     scene: Scene
     protocol: EvaluationProtocol
+    shared: SharedGeometry
 
     @cached_property
     def t_us(self) -> Int[np.ndarray, "t"]:
@@ -44,18 +41,87 @@ class ScoringContext:
     @cached_property
     def ego_planar(self) -> Float[np.ndarray, "t 3"]:
         """Driven centre of the ego box (x, y, yaw), world frame, m and rad."""
-        driven = Trajectory(self.record.t_us, self.record.T_world_rig)
-        return box_center_planar(driven.planar, self.scene.ego_vehicle.center_x_m)
+        return box_center_planar(self.rig_planar, self.scene.ego_vehicle.center_x_m)
 
     @cached_property
+    def rig_planar(self) -> Float[np.ndarray, "t 3"]:
+        """Driven rig poses (x, y, yaw), world frame, m and rad."""
+        return planar_from_pose(self.record.T_world_rig)
+
+    @cached_property
+    def outlines(self) -> np.ndarray:
+        """Rounded outlines of the ego box, one polygon a step."""
+        return self.ego_box.outlines(self.ego_planar)
+
+    @property
     def expert_planar(self) -> Float[np.ndarray, "t 3"]:
         """Recorded centre of the ego box at the times of the rollout, world frame, m and rad."""
-        return box_center_planar(self.scene.expert.planar_at(self.t_us), self.scene.ego_vehicle.center_x_m)
+        return self.shared.expert_center_planar(self.t_us)
 
     @cached_property
     def expert_path_m(self) -> Float[np.ndarray, "m 2"]:
         """The whole recorded path of the box centre, world frame, m."""
         return box_center_planar(self.scene.expert.planar, self.scene.ego_vehicle.center_x_m)[:, :2]
+
+    @cached_property
+    def on_expert_path(self) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"]]:
+        """Distance of the driven box centre to the whole recorded path and arc length of the nearest place on it, m."""
+        return project_on_path(self.ego_planar[:, :2], self.expert_path_m)
+
+    @cached_property
+    def world_velocity_mps(self) -> Float[np.ndarray, "t 2"]:
+        """Velocity of the rig, world frame, m/s."""
+        cosine, sine = np.cos(self.rig_planar[:, 2]), np.sin(self.rig_planar[:, 2])
+        forward, left = self.record.velocity[:, 0], self.record.velocity[:, 1]
+        return np.stack([cosine * forward - sine * left, sine * forward + cosine * left], axis=-1)
+
+    @cached_property
+    def actor_velocity_mps(self) -> Float[np.ndarray, "t n 2"]:
+        """Velocity of each actor from its places one step before and after, where it has them; else 0; m/s."""
+        places = self.record.actor_planar[..., :2]
+        moved = np.diff(places, axis=0) / (np.diff(self.t_us) * 1e-6)[:, None, None]
+        gap = np.full((1, *moved.shape[1:]), np.nan)
+        sides = np.stack([np.concatenate([gap, moved]), np.concatenate([moved, gap])])
+        known = np.isfinite(sides)
+        return np.where(known, sides, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+
+    @property
+    def ego_half_m(self) -> Float[np.ndarray, "2"]:
+        """Half length and half width of the shrunk ego box, m."""
+        return np.array([self.ego_box.length_m, self.ego_box.width_m]) / 2
+
+    @cached_property
+    def actor_half_m(self) -> Float[np.ndarray, "n 2"]:
+        """Half length and half width of each shrunk actor box, m."""
+        return np.array([(box.length_m, box.width_m) for box in self.actor_boxes]).reshape(-1, 2) / 2
+
+    @property
+    def contact_in_log(self) -> Bool[np.ndarray, "t n"]:
+        """Where the expert's box touches the same actor's recorded box at the same time."""
+        return self.shared.contact_in_log(self.t_us, self.record.actor_ids, self.protocol)
+
+    @cached_property
+    def lanes_at(self) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"]]:
+        """Pairs of step and lane where the lane holds the centre of the ego box; none on a derived map."""
+        if not self.shared.has_lanes:
+            return np.zeros(0, int), np.zeros(0, int)
+        steps, lanes = self.shared.lane_tree.query(shapely.points(self.ego_planar[:, :2]), predicate="within")
+        return steps, lanes
+
+    @cached_property
+    def has_plan(self) -> Bool[np.ndarray, "t"]:
+        """Steps with a plan of finite numbers."""
+        return np.asarray(np.isfinite(self.record.plans).all(axis=(1, 2)))
+
+    @cached_property
+    def planned_rig_planar(self) -> Float[np.ndarray, "t p 3"]:
+        """Rig poses (x, y, yaw) of the plans, world frame, m and rad; NaN without a plan."""
+        return planar_to_world(self.record.plans.astype(float), self.rig_planar[:, None])
+
+    @cached_property
+    def planned_center_planar(self) -> Float[np.ndarray, "t p 3"]:
+        """The same for the centre of the ego box."""
+        return box_center_planar(self.planned_rig_planar, self.scene.ego_vehicle.center_x_m)
 
     @cached_property
     def is_within_log(self) -> Bool[np.ndarray, "t"]:

@@ -1,6 +1,5 @@
 """What `roadloop inspect` says about a report folder."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import av.error
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.tables import METRICS_SCHEMA, SUMMARY_FORMAT_VERSION
+from eval.tables import METRICS_SCHEMA, read_summary
+from neural_sim.errors import InputError
 
-_SUMMARY_KEYS = ("format_version", "protocol", "scenes", "rollouts", "policies")
 _CELL_KEYS = {"mean", "std", "low", "high"}
 _EXTERNAL = re.compile(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", re.IGNORECASE)
 
@@ -30,20 +29,9 @@ def describe_report(folder: Path) -> tuple[list[str], list[str]]:
 
 def _describe_summary(path: Path, facts: list[str], problems: list[str]) -> None:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: not readable as JSON ({error}); evaluate again")
-        return
-    missing = [key for key in _SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
-    if missing:
-        problems.append(f"{path}: misses {', '.join(missing)}; evaluate again")
-        return
-    version = summary["format_version"]
-    if version != SUMMARY_FORMAT_VERSION:
-        problems.append(f"{path}: format version {version}, expected {SUMMARY_FORMAT_VERSION}")
-        return
-    if not isinstance(summary["scenes"], list) or not isinstance(summary["policies"], dict):
-        problems.append(f"{path}: scenes must be a list and policies an object; evaluate again")
+        summary = read_summary(path)
+    except InputError as error:
+        problems.append(str(error))
         return
     facts.append(f"{len(summary['scenes'])} scenes x {summary['rollouts']} rollouts")
     for policy, metrics in summary["policies"].items():
@@ -55,6 +43,10 @@ def _describe_summary(path: Path, facts: list[str], problems: list[str]) -> None
             problems.append(f"{path}: {policy}: {bad[0]} is not an object with mean, std, low and high")
         else:
             facts.append(f"{policy}: {_score_text(metrics)}")
+    failures = summary.get("failures", [])
+    if failures:
+        named = ", ".join("{policy} in {scene_id} rollout {rollout_index}".format(**item) for item in failures[:3])
+        facts.append(f"{len(failures)} rollouts failed ({named}{', ...' if len(failures) > 3 else ''})")
 
 
 def _score_text(metrics: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ COLOR_LANE = (250, 250, 248)
 COLOR_EXPERT = (38, 98, 168)
 COLOR_DRIVEN = (214, 110, 20)
 COLOR_PLAN = (22, 140, 96)
-COLOR_CANDIDATE = (150, 196, 176)
+COLOR_CANDIDATE = (120, 182, 156)
 COLOR_EGO = (214, 110, 20)
 COLOR_ACTOR = (96, 104, 116)
 COLOR_CONTACT = (190, 30, 45)
@@ -93,7 +93,7 @@ def draw_birds_eye(
     view.line(content.expert_xy, COLOR_EXPERT, 0.35)
     view.line(content.driven_xy, COLOR_DRIVEN, 0.35)
     for candidate in content.candidates_xy if content.candidates_xy is not None else ():
-        view.line(candidate, COLOR_CANDIDATE, 0.15)
+        view.line(candidate, COLOR_CANDIDATE, 0.2)
     for planar, size_m in zip(content.actor_planar, content.actor_sizes_m, strict=True):
         if np.isfinite(planar).all():
             view.box(planar, size_m, fill=COLOR_ACTOR)

@@ -98,5 +98,37 @@ METRIC_TEXTS: tuple[MetricText, ...] = (
     MetricText("abs_lateral_acceleration_mps2", "Lateral acceleration", "m/s²", "less", "Largest absolute value.", 2),
     MetricText("abs_jerk_mps3", "Jerk", "m/s³", "less", "Largest change of acceleration per second.", 1),
     MetricText("abs_yaw_rate_radps", "Yaw rate", "rad/s", "less", "Largest absolute value.", 3),
+    MetricText(
+        "ended_far_from_log",
+        "Ended far from the log",
+        "",
+        "less",
+        "Share of rollouts in which counting stopped at the distance limit, before any incident.",
+    ),
+    MetricText("scene_score", "Scene score", "", "more", "0 after an at-fault incident, else progress over 80 %."),
+    MetricText("epdms", "EPDMS-style score", "", "more", "Multipliers times weighted parts, as far as the data allow."),
+    MetricText(
+        "time_to_collision_s", "Time to collision", "s", "more", "Shortest at constant velocity; at most 3 s.", 2
+    ),
+    MetricText(
+        "time_to_collision_critical",
+        "Critical moments",
+        "",
+        "less",
+        "Share of rollouts with a time to collision under 1 s.",
+    ),
+    MetricText("comfort", "Comfort", "", "more", "Share of rollouts within nuPlan's bounds throughout."),
+    MetricText("wrong_lane", "Wrong lane", "", "less", "Share of rollouts that drove against every lane they were in."),
+    MetricText("lane_offset_m", "Lane offset", "m", "less", "Largest distance from the centre of the own lane.", 2),
+    MetricText(
+        "min_distance_to_lane_boundary_m", "Gap to lane boundary", "m", "more", "Smallest; 0 when not inside.", 2
+    ),
+    MetricText("speed_over_limit_mps", "Speed over limit", "m/s", "less", "Largest, where the map has limits.", 2),
+    MetricText(
+        "stopped_too_long", "Stopped too long", "", "less", "Share of rollouts that stood 5 s as the expert drove."
+    ),
+    MetricText("open_loop_collision", "Plan collisions", "", "less", "Share of plans that hit a road user within 3 s."),
+    MetricText("min_ade@2.5s(gt)", "Plan error, 2.5 s", "m", "less", "Mean distance of plans from the expert.", 2),
+    MetricText("min_ade@2.5s(self)", "Plan kept, 2.5 s", "m", "less", "Mean distance of plans from the way driven.", 2),
     MetricText("failure_rate", "Failed rollouts", "", "less", "Share of rollouts that ended without a record."),
 )

@@ -1,15 +1,11 @@
 """How the car moved and how steady its plans were."""
 
-from itertools import pairwise
-
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from eval.context import ScoringContext
 from eval.results import Series
-from neural_sim.frames import planar_to_world
 from neural_sim.simulation.observation import PLAN_STEP_US, PLAN_STEPS
-from neural_sim.trajectory import Trajectory
 
 _DECAY_PER_STEP = 0.1
 
@@ -24,7 +20,7 @@ def score_comfort(context: ScoringContext) -> dict[str, Series]:
     - `abs_yaw_rate_radps`: absolute, maximum.
     """
     record = context.record
-    expert_speed_mps = context.scene.expert.speed_mps_at(context.t_us)
+    expert_speed_mps = context.shared.expert_speed_mps(context.t_us)
     jerk = np.linalg.norm(np.diff(record.acceleration_mps2, axis=0), axis=1) / (np.diff(context.t_us) * 1e-6)
     both_evaluated = np.concatenate([[False], context.evaluated[:-1] & context.evaluated[1:]])
     longitudinal, lateral = np.abs(record.acceleration_mps2).T
@@ -45,30 +41,29 @@ def score_plan_deviation(context: ScoringContext) -> dict[str, Series]:
     linearly), averaged with weights exp(-0.1 i) over the steps i of the later plan. Invalid without a plan, at the
     first plan, and where the two have no time in common.
     """
-    num_steps = len(context.t_us)
-    values, valid = np.zeros(num_steps), np.zeros(num_steps, bool)
-    with_plan = np.flatnonzero(np.isfinite(context.record.plans).all(axis=(1, 2)))
-    world_xy = _plans_in_world(context)
-    for earlier, later in pairwise(with_plan):
-        lag_us = int(context.t_us[later] - context.t_us[earlier])
-        deviation_m, common = _deviation(world_xy[earlier], world_xy[later], lag_us)
-        if common.any():
-            weights = np.exp(-_DECAY_PER_STEP * np.arange(PLAN_STEPS))[common]
-            values[later], valid[later] = np.average(deviation_m[common], weights=weights), True
+    values, valid = np.zeros(len(context.t_us)), np.zeros(len(context.t_us), bool)
+    with_plan = np.flatnonzero(context.has_plan)
+    if len(with_plan) > 1:
+        deviation_m, common = _deviations(context, with_plan[:-1], with_plan[1:])
+        weights = np.exp(-_DECAY_PER_STEP * np.arange(PLAN_STEPS)) * common
+        total = weights.sum(axis=1)
+        valid[with_plan[1:]] = total > 0
+        values[with_plan[1:]] = (weights * deviation_m).sum(axis=1) / np.where(total > 0, total, 1.0)
     return {"plan_deviation": context.series(values, "mean", valid)}
 
 
-def _plans_in_world(context: ScoringContext) -> Float[np.ndarray, "t s 2"]:
-    rig = Trajectory(context.t_us, context.record.T_world_rig).planar
-    world = planar_to_world(context.record.plans.astype(float), rig[:, None])
-    return np.concatenate([rig[:, None, :2], world[..., :2]], axis=1)
-
-
-def _deviation(
-    earlier_xy: Float[np.ndarray, "s 2"], later_xy: Float[np.ndarray, "s 2"], lag_us: int
-) -> tuple[Float[np.ndarray, "p"], Bool[np.ndarray, "p"]]:
-    offsets_us = np.arange(PLAN_STEPS + 1) * PLAN_STEP_US
-    query_us = offsets_us[1:] + lag_us
-    x, y = (np.interp(query_us, offsets_us, earlier_xy[:, axis]) for axis in (0, 1))
-    apart_m = np.hypot(later_xy[1:, 0] - x, later_xy[1:, 1] - y)
-    return apart_m, query_us <= offsets_us[-1]
+def _deviations(
+    context: ScoringContext, earlier: Int[np.ndarray, "k"], later: Int[np.ndarray, "k"]
+) -> tuple[Float[np.ndarray, "k p"], Bool[np.ndarray, "k p"]]:
+    """Distance (m) of each place of the later plan from the earlier plan at the same time, and whether it has one."""
+    start = context.rig_planar[earlier, None, :2]
+    places = np.concatenate([start, context.planned_rig_planar[earlier, :, :2]], axis=1)
+    lag = (context.t_us[later] - context.t_us[earlier]) / PLAN_STEP_US
+    at = np.arange(1, PLAN_STEPS + 1) + lag[:, None]
+    common = at <= PLAN_STEPS
+    low = np.minimum(at.astype(int), PLAN_STEPS - 1)
+    rows = np.arange(len(earlier))[:, None]
+    before, after = places[rows, low], places[rows, low + 1]
+    expected = before + (np.minimum(at, PLAN_STEPS) - low)[..., None] * (after - before)
+    apart = context.planned_rig_planar[later, :, :2] - expected
+    return np.hypot(apart[..., 0], apart[..., 1]), common

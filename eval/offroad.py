@@ -23,5 +23,5 @@ def score_offroad(context: ScoringContext) -> dict[str, Series]:
             f"scene {context.scene.scene_id}: the map has no drivable area, so off-road cannot be judged; "
             "derive a corridor from the expert path with `neural_sim.road_map.corridor_map`"
         )
-    on_road = shapely.covers(drivable, context.ego_box.outlines(context.ego_planar))
+    on_road = shapely.covers(drivable, context.outlines)
     return {"offroad": context.series(~on_road, "max")}

@@ -11,13 +11,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.results import ReducedRollout, RolloutScore
+from eval.results import ReducedRollout, RolloutScore, Summary
 from neural_sim.road_map import RoadMap
 
 POLICY_COLORS = ("#2f6db5", "#d4711c", "#1f9469", "#9a4fb0", "#c23b4e", "#7a7f2a", "#4a8fa0", "#8a6d5b")
 _INK = "#123456"  # stands for the text colour of the page, see `_inline_svg`
 _ROAD = "#8a9097"
-_WIDTH_IN, _HEIGHT_IN = 5.2, 3.1
+_WIDTH_IN, _HEIGHT_IN, _LOW_IN = 5.2, 3.1, 2.6
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "roadloop",
     "svg.fonttype": "none",
@@ -112,6 +112,55 @@ def paths_svg(
     # A straight road is drawn on a lower figure, not on a tall one with empty bands.
     needed_in = 0.8 + (_WIDTH_IN - 0.7) * (high[1] - low[1]) / (high[0] - low[0])
     return _figure(draw, float(np.clip(needed_in, 1.5, _HEIGHT_IN)))
+
+
+def checkpoint_curve_svg(summary: Summary, name: str, colors: Colors) -> str:
+    """A metric over the checkpoints in the order given, with its intervals; baselines are horizontal lines.
+
+    Where a checkpoint has no finite value (a driving score without incident) the curve has a gap.
+    """
+
+    def draw(axes: Axes) -> None:
+        cells = [summary.policies[policy].get(name) for policy in summary.checkpoints]
+        means = np.array([np.nan if cell is None or cell.mean is None else cell.mean for cell in cells])
+        places = np.arange(len(cells))
+        axes.plot(places, means, color=_INK, linewidth=1.2, alpha=0.5)
+        for place, policy, cell in zip(places, summary.checkpoints, cells, strict=True):
+            axes.plot(place, means[place], "o", color=colors[policy], markersize=6)
+            if cell is not None and cell.low is not None and cell.high is not None:
+                axes.plot([place, place], [cell.low, cell.high], color=colors[policy], linewidth=1.4)
+        for policy in summary.baselines:
+            cell = summary.policies[policy].get(name)
+            if cell is not None and cell.mean is not None:
+                axes.axhline(cell.mean, color=colors[policy], linewidth=1.1, linestyle=(0, (4, 2)))
+        slant = {"rotation": 25, "ha": "right"} if len(cells) > 4 else {}
+        axes.set_xticks(places, summary.checkpoints, **slant)
+        axes.set_xlim(-0.5, len(cells) - 0.5)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+        axes.grid(visible=True, axis="y")
+
+    return _figure(draw, _LOW_IN)
+
+
+def plan_distance_svg(distances_m: Mapping[str, Sequence[float]], colors: Colors) -> str:
+    """Histogram of d^g of the executed plans by policy, as shares of its plans; empty text when there is none.
+
+    The last bin holds everything beyond.
+    """
+    if not distances_m:
+        return ""
+    largest_m = max(float(np.quantile(values, 0.99)) for values in distances_m.values())
+    edges_m = np.linspace(0.0, max(np.ceil(largest_m), 2.0), 33)
+
+    def draw(axes: Axes) -> None:
+        for policy, values in distances_m.items():
+            counts, _ = np.histogram(np.minimum(values, edges_m[-1]), edges_m)
+            axes.stairs(100 * counts / len(values), edges_m, color=colors[policy], linewidth=1.4)
+        axes.set_xlim(0, edges_m[-1])
+        axes.set(xlabel="d^g of the executed plan (m)", ylabel="share of plans (%)")
+        axes.grid(visible=True, axis="y")
+
+    return _figure(draw, _LOW_IN)
 
 
 def _draw_over_time(axes: Axes, score: RolloutScore, cut: ReducedRollout, name: str, colors: Colors) -> None:

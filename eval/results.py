@@ -1,9 +1,10 @@
 """What scoring and aggregation produce, as plain data."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,24 @@ from neural_sim.road_map import RoadMap
 
 Reducer = Literal["max", "min", "mean", "last"]
 RolloutKey = tuple[str, str, int]
+
+OPEN_LOOP_PREFIX = "open_loop_"
+_OPEN_LOOP_NAME = re.compile(OPEN_LOOP_PREFIX + r"(?P<kind>[a-z_]+)_(?P<horizon_s>[0-9.]+)s(?P<unit>_m)?")
+
+
+class OpenLoopName(NamedTuple):
+    """What the name of an open-loop metric says, for example `open_loop_min_ade_6.4s_m`."""
+
+    kind: str
+    horizon_s: float
+    unit: str
+
+
+def open_loop_name(name: str) -> OpenLoopName | None:
+    """Take the name of an open-loop metric apart; None for other metrics."""
+    found = _OPEN_LOOP_NAME.fullmatch(name)
+    return found and OpenLoopName(found["kind"], float(found["horizon_s"]), "m" if found["unit"] else "")
+
 
 # With n scenes the smallest two-sided p-value of any paired sign test is 2 / 2^n, which passes 0.05 from six on;
 # a bootstrap interval of fewer scenes is too narrow to be trusted.
@@ -108,15 +127,38 @@ class RolloutFailure:
 
 
 @dataclass(frozen=True)
+class OpenLoopScore:
+    """How far a policy's sampled plans are from the recorded drive, seen from the recorded drive.
+
+    Attributes:
+        policy, scene_id: which policy and where.
+        num_windows: observations that were judged.
+        metrics: by name, mean over the windows.
+    """
+
+    policy: str
+    scene_id: str
+    num_windows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """Everything a report is made of.
 
     Attributes:
         protocol: rules of aggregation.
-        scores: one per finished rollout; the order of the policies in the report is that of their first score.
+        scores: one per finished rollout.
         failures: rollouts that did not finish.
         road_maps: by scene id, for the top-down plots; scenes without one are drawn without road.
-        videos: file by (policy, scene_id, rollout_index).
+        videos: file of the whole rollout by (policy, scene_id, rollout_index).
+        policies: names in the order of the report, the first is compared with; those left out follow as they occur.
+        baselines: those of them that are no checkpoint but show the range of the scale, for example "expert".
+        clips: file with the seconds before the end of counting, by (policy, scene_id, rollout_index).
+        plan_distances_m: d^g of the executed plan (RoaD equation 6) at every decision, m, by rollout.
+        open_loop: open-loop metrics of each policy and scene.
+        notes: what a reader has to know, one sentence each.
+        conditions: plain JSON values under which it was made; reports are compared only when theirs are equal.
     """
 
     protocol: EvaluationProtocol
@@ -124,6 +166,13 @@ class EvaluationResult:
     failures: tuple[RolloutFailure, ...] = ()
     road_maps: Mapping[str, RoadMap] = field(default_factory=dict)
     videos: Mapping[RolloutKey, Path] = field(default_factory=dict)
+    policies: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    clips: Mapping[RolloutKey, Path] = field(default_factory=dict)
+    plan_distances_m: Mapping[RolloutKey, Float[np.ndarray, "d"]] = field(default_factory=dict)
+    open_loop: tuple[OpenLoopScore, ...] = ()
+    notes: tuple[str, ...] = ()
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +197,11 @@ class ReducedRollout:
     evaluated_s: float
     cut_us: int
 
+    @property
+    def key(self) -> RolloutKey:
+        """(policy, scene_id, rollout_index), unique within an evaluation."""
+        return self.policy, self.scene_id, self.rollout_index
+
 
 @dataclass(frozen=True)
 class Statistic:
@@ -168,34 +222,62 @@ class Statistic:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One metric of a candidate minus that of the baseline, over rollouts that both finished.
+
+    Attributes:
+        metric: name.
+        baseline, candidate: the metric of each over those rollouts; None where it has no finite value.
+        difference: candidate minus baseline; None where one of them is missing.
+        low, high: bootstrap interval of the difference over scenes drawn jointly; None below two scenes.
+        p_value: two-sided, of relabelling the two policies at random scene by scene; None below two scenes.
+        scenes_needed: scenes with which a difference as large as this one is seen with the chance
+            `EvaluationProtocol.power`; None where it is zero or its spread is unknown.
+        detectable: the smallest difference that the scenes at hand show with that chance.
+    """
+
+    metric: str
+    baseline: float | None
+    candidate: float | None
+    difference: float | None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    scenes_needed: int | None = None
+    detectable: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Does the candidate have fewer incidents per km than the baseline, on the same scenes?
+    """Does the candidate drive better than the baseline, on the same scenes and seeds?
 
     Attributes:
         baseline, candidate: policy names.
-        difference: incidents per km of the candidate minus those of the baseline, counted incidents pooled; 1/km.
-        low, high: bootstrap interval of the difference over scenes drawn jointly; None below two scenes.
-        num_scenes: scenes in which both policies finished a rollout.
+        num_scenes: scenes with at least one rollout that both finished.
+        num_pairs: rollouts that both finished.
+        num_left_out: rollouts that only one of them finished; they enter no difference.
+        differences: by metric.
+        is_significant: whether the difference in incidents per km can be claimed: enough scenes, an interval without
+            zero, and a p-value below 1 minus the confidence.
     """
 
     baseline: str
     candidate: str
-    difference: float
-    low: float | None
-    high: float | None
     num_scenes: int
+    num_pairs: int
+    num_left_out: int
+    differences: Mapping[str, Difference]
+    is_significant: bool
+
+    @property
+    def headline(self) -> Difference:
+        """The difference in incidents per km, the inverse of the driving score: finite wherever the car moved."""
+        return self.differences["incidents_per_km"]
 
     @property
     def has_enough_scenes(self) -> bool:
         """Whether there are enough scenes to claim a difference at all, see `MIN_SCENES_FOR_CLAIM`."""
         return self.num_scenes >= MIN_SCENES_FOR_CLAIM
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether there are enough scenes and the interval leaves out zero."""
-        if not self.has_enough_scenes or self.low is None or self.high is None:
-            return False
-        return not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
@@ -209,6 +291,9 @@ class Summary:
         policies: statistics by policy and metric name; policies in the order given.
         rollouts: every finished rollout after the cuts.
         comparisons: of each later policy with the first.
+        baselines: those of the policies that are no checkpoint.
+        failures: rollouts that did not finish.
+        conditions: plain JSON values under which it was made.
     """
 
     protocol: EvaluationProtocol
@@ -217,3 +302,11 @@ class Summary:
     policies: Mapping[str, Mapping[str, Statistic]]
     rollouts: tuple[ReducedRollout, ...]
     comparisons: tuple[Comparison, ...]
+    baselines: tuple[str, ...] = ()
+    failures: tuple[RolloutFailure, ...] = ()
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The policies that are no baseline; all of them when every one is."""
+        return tuple(name for name in self.policies if name not in self.baselines) or tuple(self.policies)

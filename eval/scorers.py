@@ -1,17 +1,24 @@
 """The list of scorers, and the score of one rollout."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from eval.collision import score_collision
+from eval.comfort import score_comfort_bounds
+from eval.composite import score_epdms, score_scene
 from eval.context import ScoringContext
 from eval.distance import score_distance, score_progress
+from eval.lanes import score_lanes, score_speed_limit
 from eval.motion import score_comfort, score_plan_deviation
 from eval.offroad import score_offroad
+from eval.plan_quality import score_displacement, score_open_loop_collision
 from eval.protocol import EvaluationProtocol
 from eval.results import RolloutScore, Series
+from eval.shared import shared_geometry
+from eval.standstill import score_standstill
+from eval.time_to_collision import score_time_to_collision
 from neural_sim.errors import InputError
 from neural_sim.scenes.scene import Scene
 from neural_sim.simulation.record import RolloutRecord
@@ -25,7 +32,15 @@ SCORERS: tuple[Scorer, ...] = (
     score_progress,
     score_plan_deviation,
     score_comfort,
+    score_comfort_bounds,
+    score_time_to_collision,
+    score_standstill,
+    score_lanes,
+    score_speed_limit,
+    score_open_loop_collision,
+    score_displacement,
 )
+COMPOSITES: tuple[Callable[[ScoringContext, Mapping[str, Series]], dict[str, Series]], ...] = (score_scene, score_epdms)
 
 
 def score_rollout(
@@ -40,11 +55,13 @@ def score_rollout(
             f"rollout {record.rollout_index} was driven in scene {record.scene_id!r}, not in {scene.scene_id!r}; "
             "score it with its own scene"
         )
-    context = ScoringContext(record, scene, protocol or EvaluationProtocol())
+    context = ScoringContext(record, scene, protocol or EvaluationProtocol(), shared_geometry(scene))
     series: dict[str, Series] = {"eval_relevant": context.series(context.evaluated, "max")}
     for scorer in SCORERS:
         series.update(scorer(context))
     series.update(_incidents(context, series))
+    for composite in COMPOSITES:
+        series.update(composite(context, series))
     return RolloutScore(
         policy=policy,
         scene_id=record.scene_id,

@@ -1,20 +1,40 @@
 """The one sentence that a report opens with."""
 
-import math
+from collections import Counter
 
 from eval.results import MIN_SCENES_FOR_CLAIM, Comparison, Summary
 
 
 def verdict(summary: Summary) -> str:
-    """Say which policy drives better, or why that cannot be said. Compares the last policy with the first.
+    """Say which policy drives better, or why that cannot be said. Compares the last checkpoint with the first.
 
-    "Better" is claimed only when the interval of the paired difference in incidents per km leaves out zero.
+    "Better" is claimed only when `Comparison.is_significant`. Failed rollouts are never left unsaid.
     """
-    names = list(summary.policies)
-    if len(names) == 1:
-        return f"{names[0]} {_record_of(summary, names[0])} on {_scenes(summary)}."
-    comparison = summary.comparisons[-1]
-    first, last = comparison.baseline, comparison.candidate
+    return _claim(summary) + _failed(summary)
+
+
+def comparison_line(comparison: Comparison, confidence: float) -> str:
+    """One line of the paired comparison: difference in incidents per km, its interval and p-value."""
+    headline = comparison.headline
+    if headline.difference is None:
+        return f"{comparison.candidate} and {comparison.baseline} cannot be compared: one of them drove no metre"
+    head = f"{comparison.candidate} minus {comparison.baseline}: {headline.difference:+.2f} incidents per km"
+    if headline.low is None or headline.high is None:
+        return f"{head}; no interval (it needs at least two scenes)"
+    meaning = "significant" if comparison.is_significant else "not significant"
+    if not comparison.has_enough_scenes:
+        meaning = f"no claim below {MIN_SCENES_FOR_CLAIM} scenes"
+    p_value = "" if headline.p_value is None else f", p = {headline.p_value:.2g}"
+    interval = f"{confidence:.0%} interval [{headline.low:+.2f}, {headline.high:+.2f}]"
+    return f"{head}, {interval}{p_value}, {meaning}"
+
+
+def _claim(summary: Summary) -> str:
+    names = summary.checkpoints
+    first, last = names[0], names[-1]
+    comparison = next((item for item in summary.comparisons if (item.baseline, item.candidate) == (first, last)), None)
+    if comparison is None:
+        return f"{last} {_record_of(summary, last)} on {_scenes(summary)}."
     if all(summary.policies[name]["incidents_per_km"].mean == 0 for name in (first, last)):
         return (
             f"No incident for either {first} or {last} on {_scenes(summary)} "
@@ -22,25 +42,19 @@ def verdict(summary: Summary) -> str:
             f"{_closeness(summary, first, last)}."
         )
     facts = f"{last} {_record_of(summary, last)}, {first} {_record_of(summary, first)}"
+    difference = comparison.headline.difference
     if not comparison.has_enough_scenes:
         return f"On {_scenes(summary)} {facts}: too few scenes to say whether the difference is real."
-    if not comparison.is_significant:
+    if not comparison.is_significant or difference is None:
         return f"No significant difference on {_scenes(summary)}: {facts}."
-    better, worse = (last, first) if comparison.difference < 0 else (first, last)
+    better, worse = (last, first) if difference < 0 else (first, last)
     return f"{better} drives better than {worse} on {_scenes(summary)}: {facts}."
 
 
-def comparison_line(comparison: Comparison, confidence: float) -> str:
-    """One line of the paired comparison: difference in incidents per km and its interval."""
-    if math.isnan(comparison.difference):
-        return f"{comparison.candidate} and {comparison.baseline} cannot be compared: one of them drove no metre"
-    head = f"{comparison.candidate} minus {comparison.baseline}: {comparison.difference:+.2f} incidents per km"
-    if comparison.low is None or comparison.high is None:
-        return f"{head}; no interval (it needs at least two scenes)"
-    meaning = "significant" if comparison.is_significant else "not significant"
-    if not comparison.has_enough_scenes:
-        meaning = f"no claim below {MIN_SCENES_FOR_CLAIM} scenes"
-    return f"{head}, {confidence:.0%} interval [{comparison.low:+.2f}, {comparison.high:+.2f}], {meaning}"
+def _failed(summary: Summary) -> str:
+    counts = Counter(failure.policy for failure in summary.failures)
+    each = len(summary.scene_ids) * summary.rollouts_per_scene
+    return "".join(f" {name} failed in {count} of its {each} rollouts." for name, count in counts.items())
 
 
 def _record_of(summary: Summary, policy: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from eval.aggregate import kept_steps
 from eval.context import box_center_planar
@@ -59,11 +59,13 @@ def render_rollout_video(
     score: RolloutScore | None = None,
     protocol: EvaluationProtocol | None = None,
     candidates: Float[np.ndarray, "t k 64 3"] | None = None,
+    window_us: tuple[int, int] | None = None,
 ) -> int:
     """Write the video of one rollout: camera, bird's-eye view, numbers and incidents; returns the number of frames.
 
     `frames`: one camera image per step of the record, or None for the bird's-eye view alone. `score`: from
-    `score_rollout`, computed here when absent. `candidates`: sampled plans, rig frame, m and rad. Plays in real time.
+    `score_rollout`, computed here when absent. `candidates`: sampled plans, rig frame, m and rad; NaN where there are
+    none. `window_us`: first and last time to show, all when absent. Plays in real time.
     Raises `InputError` when the number of frames is not that of the steps.
     """
     if frames is not None and len(frames) != len(record.t_us):
@@ -73,8 +75,10 @@ def render_rollout_video(
     protocol = protocol or EvaluationProtocol()
     score = score or score_rollout(record, scene, protocol, policy=policy)
     step_us = float(np.median(np.diff(record.t_us))) if len(record.t_us) > 1 else 100_000.0
+    first_us, last_us = window_us or (int(record.t_us[0]), int(record.t_us[-1]))
+    shown = np.flatnonzero((record.t_us >= first_us) & (record.t_us <= last_us))
     drawing = _RolloutDrawing(record, scene, score, protocol, candidates)
-    return write_video(path, drawing.frames(frames), 1e6 / step_us)
+    return write_video(path, drawing.frames(frames, shown), 1e6 / step_us)
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,13 @@ class _RolloutDrawing:
         sizes = {track.track_id: track.size_m[:2] for track in self.scene.tracks}
         return np.array([sizes[actor_id] for actor_id in self.record.actor_ids]).reshape(-1, 2)
 
-    def frames(self, images: Sequence[np.ndarray] | np.ndarray | None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The frames of the video in order."""
+    def frames(
+        self, images: Sequence[np.ndarray] | np.ndarray | None, shown: Int[np.ndarray, "n"]
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The frames of the video at the steps `shown`."""
         keep, _ = kept_steps(self.score, self.protocol)
         size_px = (320, 360) if images is not None else (640, 360)
-        for step in range(len(self.record.t_us)):
+        for step in shown.tolist():
             birds_eye = draw_birds_eye(self.content(step), self.scene.road_map, *size_px)
             image = None if images is None else np.asarray(images[step])
             yield compose_frame(image, birds_eye, _caption(self.score, step, bool(keep[step])))
@@ -121,12 +127,17 @@ class _RolloutDrawing:
             expert_xy=self.expert_path_m,
             driven_xy=self.score.ego_planar[: step + 1, :2],
             plan_xy=self._planned_centers(plan, step) if np.isfinite(plan).all() else None,
-            candidates_xy=None if self.candidates is None else self._planned_centers(self.candidates[step], step),
+            candidates_xy=self._candidates_xy(step),
             expert_planar=self.score.expert_planar[step],
             actor_planar=self.record.actor_planar[step],
             actor_sizes_m=self.actor_sizes_m,
             in_contact=bool(self.score.series["offroad_or_collision"].values[step] > 0),
         )
+
+    def _candidates_xy(self, step: int) -> Float[np.ndarray, "k 64 2"] | None:
+        if self.candidates is None or not np.isfinite(self.candidates[step]).all():
+            return None
+        return self._planned_centers(self.candidates[step], step)
 
     def _planned_centers(self, plan: Float[np.ndarray, "*k 64 3"], step: int) -> Float[np.ndarray, "*k 64 2"]:
         world = planar_to_world(plan.astype(float), self.rig_planar[step])

@@ -77,9 +77,7 @@ class Camera:
             distortion=lens.resized(scale_x, scale_y) if isinstance(lens, FTheta) else lens,
         )
 
-    def project(
-        self, points_m: Float[np.ndarray, "*n 3"]
-    ) -> tuple[Float[np.ndarray, "*n 2"], Bool[np.ndarray, "*n"]]:
+    def project(self, points_m: Float[np.ndarray, "*n 3"]) -> tuple[Float[np.ndarray, "*n 2"], Bool[np.ndarray, "*n"]]:
         """Pixels (x, y) of points in the camera frame, and which of them the lens sees; the image may be smaller."""
         points_m = np.asarray(points_m, float)
         if self.distortion is None:
@@ -89,9 +87,7 @@ class Camera:
             plane, visible = self.distortion.project(points_m)
         return plane * self._pixels_per_unit + [self.cx_px, self.cy_px], visible
 
-    def unproject(
-        self, pixels: Float[np.ndarray, "*n 2"]
-    ) -> tuple[Float[np.ndarray, "*n 3"], Bool[np.ndarray, "*n"]]:
+    def unproject(self, pixels: Float[np.ndarray, "*n 2"]) -> tuple[Float[np.ndarray, "*n 3"], Bool[np.ndarray, "*n"]]:
         """Unit directions in the camera frame of pixels (x, y), and which of them the lens reaches."""
         plane = (np.asarray(pixels, float) - [self.cx_px, self.cy_px]) / self._pixels_per_unit
         if self.distortion is None:
@@ -146,6 +142,6 @@ def require_pinhole(camera: Camera, user: str) -> None:
     """Raise `InputError` naming the lens model when `camera` is not a pinhole, for a `user` that draws only those."""
     if camera.distortion is not None:
         raise InputError(
-            f"camera {camera.name}: {user} draws pinhole cameras only, and this lens is {camera.model!r}; undistort the "
-            "images first or choose another camera"
+            f"camera {camera.name}: {user} draws pinhole cameras only, and this lens is {camera.model!r}; "
+            "undistort the images first or choose another camera"
         )

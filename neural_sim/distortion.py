@@ -237,8 +237,9 @@ def distortion_from_json(model: str, value: Any) -> Distortion:
         raise InputError(f"model {model!r} is not supported; expected one of {expected}")
     if not isinstance(value, dict):
         raise InputError(f"distortion of model {model!r} should be an object, found {type(value).__name__}")
+    fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
     try:
-        return _MODELS[model](**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+        return _MODELS[model](**fields)
     except TypeError as error:
         raise InputError(f"distortion of model {model!r} is incomplete ({error}); mend the calibration") from error
 

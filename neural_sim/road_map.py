@@ -21,12 +21,14 @@ class Lane:
         centerline_m: float64 [M, 3], world frame, m, in driving direction.
         width_m: full width, m.
         successors: ids of the lanes that continue it.
+        speed_limit_mps: None where the map has none.
     """
 
     lane_id: str
     centerline_m: Float[np.ndarray, "m 3"]
     width_m: float
     successors: tuple[str, ...] = ()
+    speed_limit_mps: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from controllers.errors import ControlError
+from eval.gate import Gate, gate_failures, parse_gates
 from neural_sim.errors import InputError
 from pipelines import commands
 from pipelines.config import RunConfig, load_config, load_shipped_config
@@ -27,12 +29,17 @@ usage: roadloop COMMAND [--help]
   evaluate         checkpoints drive in closed loop; a report compares them
   run              all stages of a configuration, resumable
   demo             `run` on a built-in synthetic street
+  compare A B      is report B better than report A, on the same scenes and seeds
+  export SCENE     its Gaussians as .ply or OpenUSD for other tools
   inspect PATH     what is this, and is it sound
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 for an unsound artefact, 2 for a mistake the user can mend."""
+    """Run one command.
+
+    Returns the exit code: 0, 1 for an unsound artefact or a report that fails, 2 for a mistake the user can mend.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logger.setLevel(logging.INFO)
@@ -90,7 +97,7 @@ def _pretrain(arguments: list[str]) -> int:
 
     given: commands.Pretrain = _stage_arguments(commands.Pretrain, arguments)
     pretrain(
-        given.clips, out=given.out, policy=given.policy, config=given.pretrain, seed=given.seed,
+        given.clips, given.shards, out=given.out, policy=given.policy, config=given.pretrain, seed=given.seed,
         device=given.device, resume=given.resume,
     )  # fmt: skip
     return 0
@@ -109,8 +116,12 @@ def _rollout(arguments: list[str]) -> int:
 
 def _finetune(arguments: list[str]) -> int:
     from pipelines.finetune import finetune
+    from pipelines.training.train import preflight
 
     given: commands.Finetune = _stage_arguments(commands.Finetune, arguments)
+    if given.preflight:
+        preflight(given.policy, given.shards, given.out, given.finetune, seed=given.seed, device=given.device)
+        return 0
     finetune(
         given.policy, given.shards, out=given.out, config=given.finetune, seed=given.seed, device=given.device,
         resume=given.resume,
@@ -120,13 +131,42 @@ def _finetune(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     from pipelines.evaluate import evaluate
+    from pipelines.watch import watch
 
     given: commands.Evaluate = _stage_arguments(commands.Evaluate, arguments)
-    report = evaluate(
-        given.policies, given.scenes, out=given.out, config=given.evaluate, simulation=given.simulation,
-        seed=given.seed, device=given.device, workers=given.workers, resume=given.resume,
+    gates = parse_gates(given.fail_if)
+    stage = partial(
+        evaluate, scenes=given.scenes, out=given.out, config=given.evaluate, simulation=given.simulation,
+        seed=given.seed, device=given.device, workers=given.workers,
     )  # fmt: skip
+    if given.watch is None:
+        report = stage(given.policies, resume=given.resume)
+    else:
+        report = watch(given.watch, given.policies, stage, until=given.watch_until)
+    return _report_code(report, gates) if report else 0
+
+
+def _report_code(report: Path, gates: Sequence[Gate] = ()) -> int:
+    """Say where the report is and what is wrong with its numbers: exit code 1 for failed rollouts or conditions."""
+    from eval.tables import read_summary
+
+    summary = read_summary(report / "summary.json")
+    failures = summary.get("failures", [])
+    reasons = gate_failures(gates, summary)
+    if failures:
+        text = "{policy}, {scene_id}, rollout {rollout_index}: {reason}".format(**failures[0])
+        reasons.append(f"{len(failures)} rollouts failed, the first: {text}")
     print(f"report: {(report / 'report.html').resolve()}")
+    for reason in reasons:
+        print(f"roadloop evaluate: {reason}", file=sys.stderr)
+    return 1 if reasons else 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from pipelines.compare import compare
+
+    given = tyro.cli(commands.Compare, args=arguments, prog="roadloop compare")
+    print(compare(given.first, given.second, out=given.out))
     return 0
 
 
@@ -147,7 +187,14 @@ def _run_all(default: RunConfig, arguments: list[str], name: str) -> int:
     given = tyro.cli(commands.Run, args=arguments, default=commands.Run.of(default), prog=f"roadloop {name}")
     out = given.out or Path("runs") / given.name
     report = run(given.run, out=out, device=given.device, workers=given.workers, resume=given.resume)
-    print(f"report: {report.resolve()}")
+    return _report_code(report.parent)
+
+
+def _export(arguments: list[str]) -> int:
+    from neural_sim.scenes.export import export_gaussians
+
+    given = tyro.cli(commands.Export, args=arguments, prog="roadloop export")
+    export_gaussians(given.scene, given.out)
     return 0
 
 
@@ -167,8 +214,10 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "rollout": _rollout,
     "finetune": _finetune,
     "evaluate": _evaluate,
+    "compare": _compare,
     "run": _run,
     "demo": _demo,
+    "export": _export,
     "inspect": _inspect,
 }
 

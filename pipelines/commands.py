@@ -42,7 +42,8 @@ class Ingest:
     """Turn a recorded drive into a clip."""
 
     dataset: Positional[str]
-    """Dataset layout: `kitti-odometry`, `town`."""
+    """Dataset layout: `argoverse2`, `comma2k19`, `kitti-odometry`, `kitti-raw`, `nerfstudio`, `nuscenes`,
+    `nuscenes-scene`, `physicalai-av`, `scenarionet`, `town`."""
 
     out: Path
     """Folder of the clip; its name becomes the clip's."""
@@ -67,10 +68,13 @@ class Reconstruct(Common):
 
 @dataclass(frozen=True)
 class Pretrain(Common):
-    """Clone the behaviour recorded in clips: the base policy."""
+    """Clone the behaviour recorded in clips or shards: the base policy."""
 
-    clips: tuple[Path, ...] = tyro.MISSING
+    clips: tuple[Path, ...] = ()
     """Clip folders."""
+
+    shards: tuple[Path, ...] = ()
+    """Shard folders, for example the expert re-rendered by `rollout`; with clips or instead of them."""
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Architecture."""
@@ -109,6 +113,9 @@ class Finetune(Common):
     shards: tuple[Path, ...] = tyro.MISSING
     """Shard folders."""
 
+    preflight: bool = False
+    """Only check machines, versions, shards, memory and a collective, on every host of the run, and train nothing."""
+
     finetune: TrainingConfig = field(default_factory=TrainingConfig)
     """Optimisation."""
 
@@ -117,11 +124,21 @@ class Finetune(Common):
 class Evaluate(Common):
     """Evaluate checkpoints in closed loop and write a report."""
 
-    policies: tuple[Path, ...] = tyro.MISSING
-    """Checkpoint folders; the first is the baseline."""
+    policies: tuple[Path, ...] = ()
+    """Checkpoint folders; the others are compared with the first."""
 
     scenes: tuple[Path, ...] = tyro.MISSING
     """Scene files."""
+
+    fail_if: tuple[str, ...] = ()
+    """Conditions that make the exit code 1, such as 'driving_score < 0.5' for the last checkpoint, or
+    'base.offroad > 0.1' for a named policy."""
+
+    watch: Path | None = None
+    """Folder in which checkpoints appear: each is evaluated as soon as it is whole, all in one report. Ctrl-C stops."""
+
+    watch_until: int = 0
+    """Stop watching once so many checkpoints were evaluated; 0 for never."""
 
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Rollouts and protocol."""
@@ -158,6 +175,31 @@ class Run(RunConfig):
     def run(self) -> RunConfig:
         """The configuration alone."""
         return RunConfig(**{item.name: getattr(self, item.name) for item in fields(RunConfig)})
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two reports made at different times; refuses what is not comparable."""
+
+    first: Positional[Path]
+    """Report folder; its last checkpoint is compared with."""
+
+    second: Positional[Path]
+    """Report folder; every checkpoint in it is compared."""
+
+    out: Path = Path("comparison")
+    """Folder for `comparison.json` and `comparison.md`."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the static Gaussians of a scene for other tools."""
+
+    scene: Positional[Path]
+    """Scene file."""
+
+    out: Path
+    """`.ply` (3DGS convention) or `.usda` (OpenUSD ParticleField3DGaussianSplat)."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from vla.config import PolicyConfig
 T = TypeVar("T")
 
 Device = Literal["auto", "cpu", "cuda"]
+Baseline = Literal["expert", "constant_velocity"]
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,41 @@ class EvaluationConfig:
     temperature: float = 0.8
     """Scale of the initial noise of the one plan drawn per step."""
 
+    baselines: tuple[Baseline, ...] = ("expert", "constant_velocity")
+    """Drivers without a network that every report shows for scale: the replayed recording, and keeping the speed and
+    heading. They see no pictures, so they cost next to nothing."""
+
     videos: bool = True
-    """Whether to write a video of each rollout."""
+    """Whether to write a video of each rollout of a checkpoint, and of the seconds before it fails."""
+
+    baseline_videos: bool = False
+    """Whether the baselines get videos too, which means rendering for them."""
+
+    clip_before_s: float = 4.0
+    """Length of the video before an incident or before the car gets too far from the log, s."""
+
+    clip_candidates: int = 8
+    """Further plans drawn at each step of such a video, to show what the policy considered; 0 for none."""
+
+    open_loop: bool = True
+    """Whether to judge plans along the recorded drive too: displacement from what the expert did next."""
+
+    open_loop_samples: int = 6
+    """K, plans drawn at each window of the open-loop metrics."""
+
+    open_loop_stride_s: float = 0.5
+    """Time between these windows, s; a multiple of the control step."""
 
     protocol: EvaluationProtocol = field(default_factory=EvaluationProtocol)
     """Which incidents count and where a rollout is cut."""
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("rollouts_per_scene", 1), ("batch_size", 1), ("open_loop_samples", 1)):
+            _require_at_least(f"evaluate.{name}", getattr(self, name), minimum)
+        for name in ("temperature", "clip_before_s", "clip_candidates"):
+            _require_at_least(f"evaluate.{name}", getattr(self, name), 0)
+        if not self.open_loop_stride_s > 0:
+            raise InputError(f"evaluate.open_loop_stride_s is {self.open_loop_stride_s}, expected a time above zero")
 
 
 @dataclass(frozen=True)
@@ -130,6 +161,11 @@ class RunConfig:
 
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Closed-loop evaluation."""
+
+
+def _require_at_least(name: str, found: float, minimum: float) -> None:
+    if found < minimum:
+        raise InputError(f"{name} is {found}, expected {minimum} or more")
 
 
 def load_config(path: Path) -> RunConfig:

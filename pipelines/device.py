@@ -1,6 +1,7 @@
 """Which device a stage computes on, and why: the start-up banner."""
 
 import logging
+import os
 
 import torch
 
@@ -13,7 +14,10 @@ logger = logging.getLogger("roadloop")
 def resolve_device(device: str) -> str:
     """Turn `auto` into `cuda` or `cpu`. Raises `InputError` when `cuda` is asked for and there is none."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        # Libraries that find DeepSpeed import it; it guesses from what is installed and warns.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no CUDA device here; install a CUDA build of torch or use cpu")
     return device

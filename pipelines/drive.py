@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from neural_sim.frames import planar_to_local
 from neural_sim.road_users import EgoVehicle
 from neural_sim.simulation.observation import Observation
 from neural_sim.simulation.record import RolloutRecord
 from neural_sim.simulation.simulator import Simulator
-from pipelines.guidance import GuidanceConfig, GuidedPlans, choose_plans
+from pipelines.guidance import GuidanceConfig, GuidedPlans
+from pipelines.strategies import make_strategy
 from vla.policy import Policy
 
 
@@ -66,39 +65,22 @@ def rollout_seed(seed: int, scene_id: str, rollout_index: int) -> int:
 
 def drive(
     simulator: Simulator,
-    policy: Policy,
+    policy: Policy | None,
     rollout_indices: Sequence[int],
     seed: int,
     guidance: GuidanceConfig,
     vehicle: EgoVehicle,
 ) -> Drive:
-    """Drive one batch of rollouts to the end of the recording (Algorithm 1, lines 4 to 12)."""
+    """Drive one batch of rollouts to the end of the recording (Algorithm 1, lines 4 to 12).
+
+    `policy` may be None for strategies that do not ask one.
+    """
     seeds = [rollout_seed(seed, simulator.scene.scene_id, index) for index in rollout_indices]
-    generators = [torch.Generator().manual_seed(each) for each in seeds]
+    strategy = make_strategy(guidance, policy, vehicle, seeds)
     observation = simulator.reset(seeds)
     steps: list[DriveStep] = []
     while not simulator.is_done:
-        guided = _decide(simulator, policy, observation, generators, guidance, vehicle)
+        guided = strategy.decide(simulator, observation)
         steps.append(DriveStep(observation, guided))
         observation, _ = simulator.step(guided.plans)
     return Drive(simulator.records(rollout_indices), steps)
-
-
-def _decide(
-    simulator: Simulator,
-    policy: Policy,
-    observation: Observation,
-    generators: Sequence[torch.Generator],
-    guidance: GuidanceConfig,
-    vehicle: EgoVehicle,
-) -> GuidedPlans:
-    """Sample candidates and choose among them; the expert is seen from each rollout's true pose."""
-    expert_world, valid = simulator.expert_future()
-    ego = simulator.ego_planar
-    expert = planar_to_local(np.repeat(expert_world[None], len(ego), axis=0), ego[:, None])
-    candidates = np.zeros((len(ego), 0, *expert_world.shape))
-    if guidance.samples_per_step:
-        samples = policy.sample(observation, guidance.samples_per_step, guidance.temperature, generators)
-        candidates = samples.poses.double().numpy()
-    time_left_s = (simulator.scene.expert.end_us - simulator.t_us) * 1e-6
-    return choose_plans(candidates, expert, np.repeat(valid[None], len(ego), axis=0), time_left_s, vehicle, guidance)

@@ -13,7 +13,7 @@ from neural_sim.simulation.observation import PLAN_STEP_US, PLAN_STEPS
 from neural_sim.simulation.record import RolloutRecord
 from pipelines.config import RolloutConfig
 from pipelines.drive import Drive
-from pipelines.shards.example import ShardExample
+from pipelines.shards.example import ShardExample, safe_name
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ def _example(drive: Drive, rollout: int, index: int, config: RolloutConfig, orig
     observation, guided = step.observation, step.guided
     t_us = int(observation.t_us[rollout])
     plan = guided.plans[rollout].astype(np.float32)
-    target = plan if config.target == "plan" else realised_future(record, t_us).astype(np.float32)
+    learned = guided.targets[rollout] if config.target == "plan" else realised_future(record, t_us)
     return ShardExample(
-        key=f"{record.scene_id}-r{record.rollout_index:03d}-s{index:04d}",
+        key=f"{safe_name(record.scene_id)}-r{record.rollout_index:03d}-s{index:04d}",
         t_us=t_us,
         images={name: frames[rollout] for name, frames in observation.images.items()},
         image_times_us={name: times[rollout] for name, times in observation.image_times_us.items()},
         ego_history=observation.ego_history[rollout],
         navigation=observation.navigation[rollout],
-        target=target,
+        target=learned.astype(np.float32),
         plan=plan,
         candidate_distances=guided.distances_m[rollout].astype(np.float32),
         recovered=bool(guided.recovered[rollout]),

@@ -14,17 +14,23 @@ from neural_sim.errors import InputError
 from neural_sim.frames import wrap_angle
 from neural_sim.road_users import EgoVehicle, box_corners
 
-Strategy = Literal["road", "road_no_recovery", "none", "expert"]
+StrategyName = Literal["road", "road_no_recovery", "none", "dagger", "perturb", "expert"]
 
 
 @dataclass(frozen=True)
 class GuidanceConfig:
     """How the plan to execute is chosen. The defaults are the paper's (supplement B.2)."""
 
-    strategy: Strategy = "road"
+    strategy: StrategyName = "road"
     """`road`: sample K, choose the closest to the expert, blend towards it when all are far.
     `road_no_recovery`: without the blend. `none`: one sample, executed as it is (on-policy).
-    `expert`: the recorded drive is replayed, the policy is not asked."""
+    `dagger`: one sample is executed, a privileged planner's way back to the expert is learned.
+    `perturb`: the recorded drive with injected errors is executed, the way back is learned; the policy is not asked.
+    `expert`: the recorded drive is executed and learned, the policy is not asked (the paper's control arm)."""
+
+    progress: Literal["time", "path"] = "time"
+    """Where on the recorded drive the expert is: at the same time, as in the paper, or where it was nearest to the car,
+    so that a slower policy is not pulled forward."""
 
     num_samples: int = 64
     """K, plans drawn per step (equation 4). `none` draws one."""
@@ -44,18 +50,35 @@ class GuidanceConfig:
     recovery_off_last_s: float = 4.0
     """No recovery when less than this is left of the recorded drive, s."""
 
+    perturb_lateral_m: float = 0.8
+    """Standard deviation of the sideways errors of `perturb`, m."""
+
+    perturb_longitudinal_m: float = 1.5
+    """Standard deviation of the errors of `perturb` along the path, m."""
+
+    perturb_period_s: float = 4.0
+    """Time between two independent errors of `perturb`, s; smooth in between."""
+
     def __post_init__(self) -> None:
         for name, minimum in (("num_samples", 1), ("distance_steps", 1), ("recovery_ramp_steps", 1)):
             if getattr(self, name) < minimum:
                 raise InputError(f"guidance.{name} is {getattr(self, name)}, expected at least {minimum}")
-        for name in ("temperature", "recovery_threshold_m", "recovery_off_last_s"):
+        for name in (
+            "temperature",
+            "recovery_threshold_m",
+            "recovery_off_last_s",
+            "perturb_lateral_m",
+            "perturb_longitudinal_m",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"guidance.{name} is {getattr(self, name)}, expected zero or more")
+        if not self.perturb_period_s > 0:
+            raise InputError(f"guidance.perturb_period_s is {self.perturb_period_s}, expected more than zero seconds")
 
     @property
     def samples_per_step(self) -> int:
         """Plans to draw from the policy at each step."""
-        return {"none": 1, "expert": 0}.get(self.strategy, self.num_samples)
+        return {"none": 1, "dagger": 1, "perturb": 0, "expert": 0}.get(self.strategy, self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -63,13 +86,15 @@ class GuidedPlans:
     """The plans to execute for B rollouts, and how they were chosen.
 
     Attributes:
-        plans: float64 [B, 64, 3], m and rad, rig frame.
+        plans: float64 [B, 64, 3], the plans to execute, m and rad, rig frame.
+        targets: float64 [B, 64, 3], the plans to learn; the same unless an expert was queried.
         distances_m: float64 [B, K], d^g of every candidate (equation 6).
         chosen: int64 [B], index of the closest candidate (equation 5).
         recovered: bool [B], whether the plan was blended towards the expert (equations 7 and 8).
     """
 
     plans: Float[np.ndarray, "b 64 3"]
+    targets: Float[np.ndarray, "b 64 3"]
     distances_m: Float[np.ndarray, "b k"]
     chosen: Int[np.ndarray, "b"]
     recovered: Bool[np.ndarray, "b"]
@@ -132,18 +157,18 @@ def choose_plans(
     vehicle: EgoVehicle,
     config: GuidanceConfig,
 ) -> GuidedPlans:
-    """Choose the plan to execute from K candidates per rollout (Algorithm 1, lines 6 to 10).
-
-    With strategy `expert` the candidates are ignored (K may be 0) and the expert continuation is returned.
-    """
+    """Choose the plan to execute from K candidates per rollout (Algorithm 1, lines 6 to 10)."""
     batch = np.arange(len(expert))
-    if config.strategy == "expert":
-        nothing = np.zeros((len(expert), 0))
-        return GuidedPlans(expert.copy(), nothing, np.zeros(len(expert), np.int64), np.zeros(len(expert), bool))
     distances = corner_distance_m(candidates, expert, expert_valid, vehicle, config.distance_steps)
     chosen = closest_to_expert(distances)
     plans = candidates[batch, chosen].astype(np.float64)
     recovered = recovery_triggered(distances[batch, chosen], time_left_s, config)
     weights = recovery_weights(plans.shape[1], config.recovery_ramp_steps)
-    blended = blend_towards_expert(plans, expert, weights)
-    return GuidedPlans(np.where(recovered[:, None, None], blended, plans), distances, chosen, recovered)
+    plans = np.where(recovered[:, None, None], blend_towards_expert(plans, expert, weights), plans)
+    return GuidedPlans(plans, plans, distances, chosen, recovered)
+
+
+def given_plans(plans: Float[np.ndarray, "b 64 3"], targets: Float[np.ndarray, "b 64 3"]) -> GuidedPlans:
+    """Plans that were not chosen among candidates of a policy: K is 0."""
+    count = len(plans)
+    return GuidedPlans(plans, targets, np.zeros((count, 0)), np.zeros(count, np.int64), np.zeros(count, bool))

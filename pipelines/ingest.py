@@ -32,6 +32,6 @@ def ingest(dataset: str, *, out: Path, options: IngestOptions, resume: bool = Tr
     clip = ingest_dataset(dataset, options, out)
     logger.info(
         "ingest: %s, %.1f s, %.1f m, cameras %s -> %s",
-        clip.clip_id, clip.duration_s, clip.ego.path_length_m, ", ".join(clip.cameras), out,
+        clip.clip_id, clip.duration_s, clip.ego.path_length_m, ", ".join(clip.cameras) or "none", out,
     )  # fmt: skip
     return out

@@ -11,7 +11,7 @@ from neural_sim.simulation.observation import ImageFormat
 from neural_sim.simulation.simulator import Simulator
 from vla.checkpoint import from_pretrained
 from vla.config import PolicyConfig
-from vla.model import DrivingPolicy
+from vla.driving_policy import DrivingPolicy
 
 
 @lru_cache(maxsize=2)

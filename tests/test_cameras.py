@@ -16,11 +16,11 @@ from neural_sim.errors import InputError
 # Argoverse 2 ring_front_center, a rational model, a strong fisheye, and an f-theta lens in the manner of a 120 degree
 # camera at 1920 pixels.
 ARGOVERSE = RadialTangential((-0.2407, -0.2122, 0.3259))
-RATIONAL = RadialTangential((0.4, -0.1, 0.02, 0.75, 0.03, 0.001), (0.001, -0.002))
+RATIONAL = RadialTangential((0.6, 0.1, 0.02, 0.65, 0.13, 0.001), (0.001, -0.002))
 FISHEYE = EquidistantFisheye((-0.03, 0.005, -0.002, 0.0003), 1.5)
 FORWARD = (0.0, 930.0, 12.0, -40.0, 8.0)
-FTHETA = FTheta(FORWARD, (), "angle_to_radius", 1.2, (1.001, -0.002, 0.003))
-BACKWARD = FTheta((), (0.0, 1 / 930.0, -1e-9, 2e-11), "radius_to_angle", 1.2, (0.999, 0.001, 0.0))
+FTHETA = FTheta(FORWARD, (), "angle_to_radius", 1.3, (1.001, -0.002, 0.003))
+BACKWARD = FTheta((), (0.0, 1 / 930.0, -1e-9, 2e-11), "radius_to_angle", 1.3, (0.999, 0.001, 0.0))
 LENSES = [None, ARGOVERSE, RATIONAL, FISHEYE, FTHETA, BACKWARD]
 
 
@@ -146,5 +146,5 @@ def test_bad_calibrations(change, message):
 
 def test_renderers_that_draw_pinholes_refuse_other_lenses_by_name():
     require_pinhole(make_camera("front"), "the town")
-    with pytest.raises(InputError, match="camera front: the town draws pinhole cameras only, and this lens is 'ftheta'"):
+    with pytest.raises(InputError, match="front: the town draws pinhole cameras only, and this lens is 'ftheta'"):
         require_pinhole(make(FTHETA), "the town")

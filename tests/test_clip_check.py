@@ -156,6 +156,8 @@ def test_bad_options(field, value, message):
 
 
 def test_unknown_dataset_is_answered_with_the_closest(tmp_path):
-    with pytest.raises(InputError, match=r"dataset 'kitti' is not known; did you mean 'kitti-odometry'\? available: "):
-        ingest("kitti", IngestOptions(), tmp_path)
+    with pytest.raises(
+        InputError, match=r"dataset 'kitti-odo' is not known; did you mean 'kitti-odometry'\? available: "
+    ):
+        ingest("kitti-odo", IngestOptions(), tmp_path)
     assert {"kitti-odometry", "town"} <= set(DATASETS)

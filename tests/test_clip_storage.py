@@ -109,7 +109,7 @@ def test_rewriting_a_clip_over_itself_keeps_its_images(written):
         (lambda v: v.update(clip_id=5), r"key 'clip_id' should be str, found int"),
         (lambda v: v.update(clip_id="../evil"), r"clip_id '\.\./evil' must be letters"),
         (lambda v: v["cameras"][0]["calibration"].update(name="../../x"), r"camera name '\.\./\.\./x' must be letters"),
-        (lambda v: v["cameras"][0]["calibration"].update(model="ftheta"), r"model 'ftheta' is not supported"),
+        (lambda v: v["cameras"][0]["calibration"].update(model="prism"), r"model 'prism' is not supported"),
         (lambda v: v["cameras"][0]["calibration"].update(T_rig_camera=[[1]]), r"T_rig_camera must be 4x4"),
         (lambda v: v["cameras"][0].update(extension="gif"), r"image extension is 'gif', expected jpg or png"),
         (lambda v: v["cameras"][0]["t_us"].reverse(), r"camera camera_front: times must increase, but entry 1"),

@@ -227,6 +227,8 @@ def test_failures_enter_the_failure_rate_and_nothing_else():
     assert summary.policies["lost"]["failure_rate"].mean == 1.0
     assert summary.policies["lost"]["offroad"].mean is None
     assert summary.policies["lost"]["driving_score"].note == "no finished rollout"
+    assert summary.failures == tuple(failures)
+    assert verdict(summary).endswith("ego failed in 1 of its 4 rollouts. lost failed in 1 of its 4 rollouts.")
     assert summary.rollouts_per_scene == 2
 
 
@@ -238,8 +240,11 @@ def test_metric_valid_in_some_rollouts_only_averages_over_those():
 
 
 def test_nothing_and_duplicates_are_refused():
-    with pytest.raises(InputError, match="no finished rollout to aggregate"):
+    with pytest.raises(InputError, match=r"no finished rollout to aggregate \(no scene was driven\)"):
         aggregate([])
+    failures = [RolloutFailure("ego", "s0", 0, "boom"), RolloutFailure("ego", "s1", 0, "bang")]
+    with pytest.raises(InputError, match="all 2 failed, the first with: boom"):
+        aggregate([], failures=failures)
     with pytest.raises(InputError, match="occurs twice; give each policy its own name"):
         aggregate([make_score(), make_score()])
 
@@ -251,7 +256,7 @@ def scenes_with(incidents, metres=100):
 def test_verdict_names_the_better_policy():
     summary = aggregate(table(base=scenes_with(18), tuned=scenes_with(2)))
     assert summary.comparisons[0].is_significant
-    assert summary.comparisons[0].difference == pytest.approx(-16 / 2.0)
+    assert summary.comparisons[0].headline.difference == pytest.approx(-16 / 2.0)
     assert verdict(summary).startswith(
         "tuned drives better than base on 20 scenes with 1 rollout each: tuned drove 1.000"
     )
@@ -275,10 +280,11 @@ def test_verdict_admits_no_significance_one_scene_and_no_incident():
 def test_no_claim_from_five_scenes_however_clear():
     scores = table(base=[[(100, True)]] * 5, tuned=[[(100, False)]] * 5)
     comparison = aggregate(scores).comparisons[0]
-    assert (comparison.num_scenes, comparison.low, comparison.high) == (5, -10.0, -10.0)
+    headline = comparison.headline
+    assert (comparison.num_scenes, headline.low, headline.high) == (5, -10.0, -10.0)
     assert not comparison.is_significant
     assert "too few scenes to say" in verdict(aggregate(scores))
-    assert comparison_line(comparison, 0.95).endswith("[-10.00, -10.00], no claim below 6 scenes")
+    assert comparison_line(comparison, 0.95).endswith("[-10.00, -10.00], p = 0.062, no claim below 6 scenes")
     six = aggregate(table(base=[[(100, True)]] * 6, tuned=[[(100, False)]] * 6))
     assert six.comparisons[0].is_significant
 

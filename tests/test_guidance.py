@@ -107,12 +107,11 @@ def test_rollouts_of_a_batch_do_not_mix():
     assert guided.recovered.tolist() == [False, True]
 
 
-def test_the_expert_strategy_needs_no_candidates():
-    expert = straight(7)[None]
-    config = GuidanceConfig(strategy="expert")
-    assert config.samples_per_step == 0
-    guided = choose_plans(np.zeros((1, 0, STEPS, 3)), expert, np.ones((1, STEPS), bool), 10.0, VEHICLE, config)
-    np.testing.assert_array_equal(guided.plans, expert)
+@pytest.mark.parametrize(("strategy", "samples"), [
+    ("road", 64), ("road_no_recovery", 64), ("none", 1), ("dagger", 1), ("perturb", 0), ("expert", 0),
+])  # fmt: skip
+def test_only_guided_strategies_sample_k(strategy, samples):
+    assert GuidanceConfig(strategy=strategy).samples_per_step == samples
 
 
 def test_bad_settings_are_named():

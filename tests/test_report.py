@@ -11,7 +11,8 @@ from synthetic_scene import make_scene, make_track
 
 from eval.describe import describe_report
 from eval.protocol import EvaluationProtocol
-from eval.report import ReportOptions, format_number, write_report
+from eval.report import ReportOptions, write_report
+from eval.report_tables import format_number
 from eval.results import EvaluationResult, RolloutFailure
 from eval.scorers import score_rollout
 from eval.tables import METRICS_SCHEMA
@@ -58,7 +59,10 @@ def test_summary_schema(folder):
     assert "NaN" not in text
     assert "Infinity" not in text
     summary = json.loads(text)
-    assert list(summary) == ["format_version", "protocol", "scenes", "rollouts", "policies"]
+    assert list(summary) == [
+        "format_version", "protocol", "scenes", "rollouts", "policies",
+        "baselines", "failures", "comparisons", "conditions",
+    ]  # fmt: skip
     assert summary["scenes"] == sorted(scene.scene_id for scene in SCENES)
     assert summary["protocol"]["max_distance_to_log_m"] == 4.0
     assert list(summary["policies"]) == ["base", "tuned <b>"]
@@ -98,7 +102,7 @@ def test_page_is_self_contained_and_complete(folder):
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
     assert "url(" not in re.sub(r"url\(#[^)]*\)", "", page)
     assert page.count("data:video/mp4;base64,") == 1
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 8  # three a scene, two curves
     for text in (
         "base",
         "tuned &lt;b&gt;",
@@ -171,7 +175,7 @@ def test_describe_of_an_empty_folder(tmp_path):
         ("[]", "misses format_version"),
         (
             '{"format_version": 9, "protocol": {}, "scenes": [], "rollouts": 1, "policies": {}}',
-            "format version 9, expected 1",
+            "format version 9, expected 2",
         ),
         (
             '{"format_version": 1, "protocol": {}, "scenes": [], "rollouts": 1, "policies": {"a": {"m": {"mean": 1}}}}',

@@ -255,7 +255,9 @@ def test_standing_and_backwards_plans_bring_the_car_to_rest(speed_mps):
     record = simulator.records()[0]
     assert record.velocity[-1, 0] == 0.0
     assert (np.diff(record.T_world_rig[:, 0, 3]) >= 0).all()
-    assert record.events == ()
+    kind = "plan_stands_still" if speed_mps == 0 else "plan_backwards"
+    assert [event.kind for event in record.events] == [kind]
+    assert record.events[0].t_us == simulator.handover_us
 
 
 def test_too_much_speed_is_noted_once():

@@ -19,7 +19,7 @@ from neural_sim.simulation.history import ego_history
 from neural_sim.simulation.observation import ImageFormat
 from neural_sim.simulation.plans import checked_plans, drivable_rows, placed_plan, rejection_detail
 from neural_sim.simulation.state import StepEntry
-from neural_sim.simulation.traffic import replay_traffic
+from neural_sim.simulation.traffic import TrafficStep, replay_traffic
 from neural_sim.trajectory import Trajectory
 
 
@@ -67,16 +67,17 @@ def test_traffic_is_interpolated_and_leaves_out_glimpses():
     traffic = replay_traffic(tracks, times, 3.0)
     assert traffic.track_ids == ("car", "cone")
     assert traffic.present.tolist() == [[False, True], [False, True], [True, False], [True, False], [False, False]]
-    np.testing.assert_allclose(traffic.planar[2, 0], [10.25, 2, 0])
-    assert np.isnan(traffic.planar[0, 0]).all()
-    assert list(traffic.actors_at(1)) == ["cone"]
-    np.testing.assert_allclose(traffic.actors_at(2)["car"][:3, 3], [10.25, 2, 0.8])
+    np.testing.assert_allclose(traffic.at(2).planar[0, 0], [10.25, 2, 0])
+    assert np.isnan(traffic.at(0).planar[0, 0]).all()
+    shown = traffic.at(1).actors(traffic.track_ids, 3)
+    assert [list(actors) for actors in shown] == [["cone"]] * 3
+    np.testing.assert_allclose(traffic.at(2).actors(traffic.track_ids, 1)[0]["car"][:3, 3], [10.25, 2, 0.8])
 
 
 def test_a_world_without_traffic_works():
     traffic = replay_traffic([], np.array([0, 1]), 3.0)
-    assert traffic.planar.shape == (2, 0, 3)
-    assert traffic.actors_at(0) == {}
+    assert traffic.at(0).planar.shape == (1, 0, 3)
+    assert traffic.at(0).actors((), 2) == [{}, {}]
 
 
 def test_the_expert_drives_straight_on_after_its_log():
@@ -118,7 +119,7 @@ def test_undrivable_plans_are_found_and_explained():
     assert "jumps inf m into step 1" in rejection_detail(plans[3], 10.0)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 64, 3)), np.zeros((3, 63, 3)), np.zeros((3, 64, 3), bool), [["a"]]])
+@pytest.mark.parametrize("bad", [np.zeros((2, 64, 3)), np.zeros((3, 65, 3)), np.zeros((3, 64, 3), bool), [["a"]]])
 def test_plans_of_another_shape_are_an_error(bad):
     with pytest.raises(InputError, match=r"plans: found .* expected numbers of shape \(3, 64, 3\)"):
         checked_plans(bad, 3)
@@ -127,8 +128,9 @@ def test_plans_of_another_shape_are_an_error(bad):
 def entries_on_arc(step_us: int, count: int) -> list[StepEntry]:
     distance = 8.0 * np.arange(count) * step_us * 1e-6
     velocity, nothing = np.array([[8.0, 0.0, 0.16]]), np.zeros((1, 2))
+    nobody = TrafficStep(np.zeros((1, 0, 4, 4)), np.zeros((1, 0), bool), np.zeros((1, 0)))
     return [
-        StepEntry(k * step_us, True, p[None], p[None], np.eye(4)[None], velocity, nothing, nothing[0])
+        StepEntry(k * step_us, True, p[None], p[None], np.eye(4)[None], velocity, nothing, nothing[0], nobody)
         for k, p in enumerate(arc_planar(distance, 0.02))
     ]
 

@@ -1,6 +1,6 @@
 import itertools
 import json
-import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_fixtures import CAMERA, make_policy, write_shards
+from training_fixtures import CAMERA, make_example, make_policy, write_shards
 
 from neural_sim.errors import InputError
+from pipelines.training.checkpoints import BestCheckpoint, mark_best, mark_best_by_loss, prune, read_best, step_name
 from pipelines.training.config import TrainingConfig
-from pipelines.training.data import ExampleSource, Loader, example_numbers, generator_seed
+from pipelines.training.data import Loader, generator_seed
 from pipelines.training.engine import deepspeed_config
+from pipelines.training.heartbeat import Beat, stall_report
 from pipelines.training.job import TrainingJob, check_job, read_job, write_job
 from pipelines.training.log import TrainingLog, loss_summary, read_log
+from pipelines.training.order import ExampleOrder, interleaved
+from pipelines.training.preflight import MemoryEstimate, compare_facts, estimate_memory, memory_problems
 from pipelines.training.schedule import lr_factor
-from pipelines.training.state import check_resume, drop_unfinished_states, state_folder, tag
+from pipelines.training.source import ExampleSource
+from pipelines.training.state import check_resume, state_folder
 from pipelines.training.train import train
+from pipelines.training.weighting import ExampleFacts, WeightingConfig
 
 SMALL = TrainingConfig(steps=10, batch_size=4, micro_batch_size=2, warmup_steps=2)
 
@@ -41,6 +47,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"zero_stage": 4}, "training zero_stage: found 4, expected 0, 1, 2 or 3"),
         ({"mode": "half"}, "training mode: found 'half', expected one of all, freeze_vision, freeze_backbone, lora"),
         ({"batch_size": 6, "micro_batch_size": 4}, "batch_size: found 6, expected a multiple of micro_batch_size, 4"),
+        ({"bf16": True, "zero_stage": 0}, "bf16: found True, expected False, or zero_stage 1 or more"),
+        ({"offload": "all", "zero_stage": 2}, "offload: found 'all', expected 'none', or zero_stage 3 or more"),
+        ({"source_weights": (1, 0)}, r"source_weights: found \(1, 0\), expected numbers above 0"),
         ({"final_lr_scale": 2.0}, "final_lr_scale: found 2.0, expected a share of the peak"),
     ],
 )
@@ -68,22 +77,82 @@ def test_learning_rate_rises_and_falls() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@given(total=st.integers(1, 60), first=st.integers(0, 100), seed=st.integers(0, 5))
+def test_every_epoch_holds_each_example_once(total: int, first: int, seed: int) -> None:
+    numbers = np.arange(100, 100 + total)
+    order = ExampleOrder([numbers[: total // 2], numbers[total // 2 :]], (), seed, 3 * total)
+    for epoch in range(3):
+        drawn = order.at(np.arange(epoch * total, (epoch + 1) * total))
+        assert sorted(drawn.tolist()) == numbers.tolist()
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    total=st.integers(4, 60), world=st.sampled_from([1, 2, 4]), micro=st.integers(1, 3), accumulation=st.integers(1, 3),
-    seed=st.integers(0, 5),
-)  # fmt: skip
-def test_processes_share_each_epoch_without_overlap(
-    total: int, world: int, micro: int, accumulation: int, seed: int
-) -> None:
-    config = TrainingConfig(batch_size=world * micro * accumulation, micro_batch_size=micro)
-    epochs = 2
-    steps = math.ceil(epochs * total / config.batch_size)
-    drawn: list[int] = []
-    for step in range(steps):
-        for index in range(world * accumulation):
-            drawn.extend(example_numbers(seed, total, config, step, index).tolist())
-    for epoch in range(epochs):
-        assert sorted(drawn[epoch * total : (epoch + 1) * total]) == list(range(total))
+    shares=st.lists(st.floats(0.05, 10), min_size=1, max_size=4), length=st.integers(1, 400), longer=st.integers(0, 50)
+)
+def test_sources_are_mixed_evenly_at_every_place(shares: list[float], length: int, longer: int) -> None:
+    sources, turns = interleaved(np.array(shares), length)
+    shared = np.array(shares) / sum(shares)
+    for source, share in enumerate(shared):
+        stood = np.cumsum(sources == source)
+        assert np.abs(stood - share * np.arange(1, length + 1)).max() <= 1 + 1e-6
+        assert turns[sources == source].tolist() == list(range(stood[-1]))
+    again, _ = interleaved(np.array(shares), length + longer)
+    assert again[:length].tolist() == sources.tolist()
+
+
+def test_shares_decide_how_often_a_folder_is_drawn() -> None:
+    order = ExampleOrder([np.arange(10), np.arange(10, 13)], (0.75, 0.25), 3, 40)
+    drawn = order.at(np.arange(40))
+    assert (drawn < 10).reshape(10, 4).sum(axis=1).tolist() == [3] * 10
+    assert sorted(drawn[drawn < 10].tolist()) == sorted([*range(10)] * 3)
+    assert sorted(Counter(drawn[drawn >= 10].tolist()).values()) == [3, 3, 4]
+    assert (
+        drawn[20:].tolist()
+        == ExampleOrder([np.arange(10), np.arange(10, 13)], (3, 1), 3, 99).at(np.arange(20, 40)).tolist()
+    )
+
+
+def facts(rounds: list[int], distances_m: list[float], recovered: list[bool]) -> ExampleFacts:
+    return ExampleFacts(np.array(rounds), np.array(distances_m), np.array(recovered), ({},) * len(rounds))
+
+
+def test_weights_by_age_distance_and_recovery() -> None:
+    known = facts([0, 1, 3, 3], [0.0, 1.0, 2.0, 4.0], [False, False, True, False])
+    assert WeightingConfig().is_off
+    assert WeightingConfig().weights(known).tolist() == [1, 1, 1, 1]
+    assert WeightingConfig(round_decay=0.5).weights(known).tolist() == [1, 0.25, 1, 1]
+    assert WeightingConfig(round_decay=0.0).weights(known).tolist() == [1, 0, 1, 1]
+    assert WeightingConfig(max_distance_m=3.0).weights(known).tolist() == [1, 1, 1, 0]
+    assert WeightingConfig(recovery_weight=0.5).weights(known).tolist() == [1, 1, 0.5, 1]
+    np.testing.assert_allclose(WeightingConfig(distance_scale_m=2.0).weights(known), np.exp([0, -0.5, -1, -2]))
+    with pytest.raises(InputError, match=r"weighting\.round_decay: found 2, expected 0 to 1"):
+        WeightingConfig(round_decay=2)
+
+
+def test_dropped_examples_are_never_drawn_and_weights_have_mean_one(shards: Path) -> None:
+    source = ExampleSource([shards, shards], WeightingConfig(recovery_weight=0.0, distance_scale_m=1.0))
+    known = source.facts()
+    # Every third example of the fixture is a recovered one.
+    assert known.recovered[:10].tolist() == [n % 3 == 0 for n in range(10)]
+    np.testing.assert_allclose(known.distance_m[3], make_example(3).candidate_distances.min(), rtol=1e-6)
+    assert [kept.tolist() for kept in source.kept] == [[1, 2, 4, 5, 7, 8], [11, 12, 14, 15, 17, 18]]
+    kept = np.concatenate(source.kept)
+    assert source.weights(kept).mean() == pytest.approx(1.0)
+    assert source.num_kept == 12
+    with Loader(source, replace(SMALL, source_weights=(3, 1)), 3, 0, 1, 0) as loader:
+        batches = list(loader)
+    assert {key for micro in batches for key in micro.keys} <= {f"scene-r000-s{n:04d}" for n in (1, 2, 4, 5, 7, 8)}
+    assert not np.allclose(batches[0].batch.weight, 1)
+
+
+def test_a_weighting_or_mix_that_cannot_work_is_refused(policy: Path, shards: Path, tmp_path: Path) -> None:
+    job = TrainingJob(policy, (shards,), tmp_path / "out", SMALL, 0, "cpu")
+    strict = replace(SMALL, weighting=WeightingConfig(max_distance_m=0.001))
+    with pytest.raises(InputError, match="the weighting keeps 0 of 10 examples, fewer than batch_size 4"):
+        check_job(replace(job, config=strict), 1)
+    with pytest.raises(InputError, match="source_weights: found 2 for 1 folders of shards"):
+        check_job(replace(job, config=replace(SMALL, source_weights=(1, 2))), 1)
 
 
 def test_micro_batches_do_not_depend_on_the_number_of_processes(shards: Path) -> None:
@@ -153,6 +222,12 @@ def test_broken_shards_are_refused_before_anything_starts(policy: Path, tmp_path
     tar.write_bytes(tar.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"unit_1-00000\.tar: the shard is cut short"):
         train(policy, [folder], tmp_path / "out", SMALL, seed=0, device="cpu")
+    whole = folder / "unit_0-00000.tar"
+    flipped = bytearray(whole.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    whole.write_bytes(flipped)
+    with pytest.raises(InputError, match=r"unit_0-00000\.tar: the checksum differs from the index"):
+        train(policy, [folder], tmp_path / "out", SMALL, seed=0, device="cpu")
 
 
 def test_jobs_that_cannot_work_are_refused(policy: Path, shards: Path, tmp_path: Path) -> None:
@@ -169,8 +244,6 @@ def test_jobs_that_cannot_work_are_refused(policy: Path, shards: Path, tmp_path:
 
 
 def test_shards_for_another_policy_are_refused(policy: Path, tmp_path: Path) -> None:
-    from training_fixtures import make_example
-
     from pipelines.shards.writer import ShardWriter, finalize
 
     with ShardWriter(tmp_path / "s", "u") as writer:
@@ -191,48 +264,118 @@ def test_an_existing_checkpoint_is_not_overwritten(policy: Path, shards: Path, t
 def test_a_finished_job_is_not_run_again(policy: Path, shards: Path, tmp_path: Path) -> None:
     job = TrainingJob(policy, (shards,), tmp_path / "out", SMALL, 0, "cpu")
     job.out.mkdir()
-    (job.out / "training.json").write_text(json.dumps({"job": job.identity(1)}))
+    (job.out / "training.json").write_text(json.dumps({"job": job.identity()}))
     assert train(policy, [shards], job.out, SMALL, seed=0, device="cpu") == job.out
     with pytest.raises(InputError, match="already exists"):
         train(policy, [shards], job.out, SMALL, seed=1, device="cpu")
 
 
-def test_resume_names_what_changed(tmp_path: Path) -> None:
-    folder = state_folder(tmp_path)
-    (folder / tag(4)).mkdir(parents=True)
-    record = {"format_version": 1, "step": 4, "job": {"seed": 1, "learning_rate": 0.1}}
-    (folder / "latest.json").write_text(json.dumps(record))
-    assert check_resume(tmp_path, {"seed": 1, "learning_rate": 0.1}) == 4
-    with pytest.raises(InputError, match=r"stopped after step 4 .*\(learning_rate: 0\.1 -> 0\.2\); restore these"):
-        check_resume(tmp_path, {"seed": 1, "learning_rate": 0.2})
-    (folder / tag(6)).mkdir()
-    drop_unfinished_states(tmp_path, 4)
-    assert sorted(path.name for path in folder.iterdir()) == ["latest.json", tag(4)]
-    assert check_resume(tmp_path / "nothing", {}) == 0
+def test_resume_names_what_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = state_folder(tmp_path) / step_name(4)
+    folder.mkdir(parents=True)
+    record = {"format_version": 2, "step": 4, "job": {"seed": 1, "weighting": {"round_decay": 1.0}}}
+    (folder / "state.json").write_text(json.dumps({**record, "layout": {"processes": 2}}))
+    same = {"seed": 1, "weighting": {"round_decay": 1.0}}
+    assert check_resume(tmp_path, same, {"processes": 2}) == 4
+    with pytest.raises(InputError, match=r"stopped after step 4 .*\(weighting\.round_decay: 1\.0 -> 0\.5\); restore"):
+        check_resume(tmp_path, {"seed": 1, "weighting": {"round_decay": 0.5}}, {"processes": 2})
+    with caplog.at_level("INFO", "roadloop"):
+        assert check_resume(tmp_path, same, {"processes": 8}) == 4
+    assert "resuming step 4 with processes: 2 -> 8: the same examples and noise" in caplog.text
+    assert check_resume(tmp_path / "nothing", {}, {}) == 0
+
+
+def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
+    steps, states = tmp_path / "steps", tmp_path / "state"
+    for step, loss in ((1, 0.5), (2, 0.3), (3, 0.4), (4, 0.6)):
+        for folder in (steps, states):
+            (folder / step_name(step)).mkdir(parents=True)
+        mark_best_by_loss(steps, step, loss)
+        prune(steps, states, keep=1)
+    assert sorted(path.name for path in steps.iterdir()) == ["best.json", step_name(2), step_name(4)]
+    assert [path.name for path in states.iterdir()] == [step_name(4)]
+    mark_best(steps, BestCheckpoint(4, "driving_score", 0.6))
+    mark_best_by_loss(steps, 5, 0.1)
+    assert read_best(steps) == BestCheckpoint(4, "driving_score", 0.6)
+
+
+def beat(rank: int, step: int, phase: int, in_phase_s: float, silent_s: float = 1.0) -> Beat:
+    return Beat(f"rank {rank} (host, pid {rank})", step, phase, in_phase_s, silent_s)
+
+
+def test_a_hang_names_the_process_that_is_behind() -> None:
+    assert stall_report([beat(0, 7, 2, 500), beat(1, 7, 1, 3)], 60) is None
+    report = stall_report([beat(0, 7, 2, 70), beat(1, 7, 1, 75), beat(2, 7, 2, 71)], 60)
+    assert report == "no progress for 70 s: the others wait for rank 1 (host, pid 1) in 'data' of step 7"
+    report = stall_report([beat(0, 7, 2, 70), beat(1, 6, 3, 75, silent_s=75)], 60)
+    assert report == (
+        "no sign of life for 75 s from rank 1 (host, pid 1) in 'optimiser step' of step 6; "
+        "it is stopped, or its host is unreachable"
+    )
+    report = stall_report([beat(rank, 9, 5, 70) for rank in range(3)], 60)
+    assert report == "no progress for 70 s: every process is in 'save' of step 9"
+
+
+def machine(host: str, **changes: object) -> dict:
+    facts = {"host": host, "place": f"rank 0 ({host}, pid 1)", "versions": {"torch": "2.9", "numpy": "2"}}
+    rest = {"policy": "abc", "problems": [], "free_device_bytes": 0, "free_host_bytes": 8_000_000_000}
+    return {**facts, **rest, **changes}
+
+
+def test_preflight_names_the_host_that_differs() -> None:
+    assert compare_facts({0: machine("a"), 1: machine("b")}) == []
+    odd = machine("b", versions={"torch": "2.8", "numpy": "2"}, problems=["/data/s: no such folder of shards"])
+    assert compare_facts({0: machine("a"), 1: odd, 2: odd}) == [
+        "b: /data/s: no such folder of shards",
+        "b: torch is 2.8, on a 2.9; make them equal",
+    ]
+
+
+def test_memory_is_estimated_by_stage() -> None:
+    def gb(**changes: object) -> list[float]:
+        config = replace(SMALL, **changes)
+        found = estimate_memory(2_000_000_000, 1_000_000_000, config, 4)
+        return [found.device / 1e9, found.host / 1e9]
+
+    assert gb(zero_stage=0) == [8 + 4 + 8, 0]
+    assert gb(zero_stage=1) == [8 + 4 + 3, 0]
+    assert gb(zero_stage=2, bf16=True) == [4 + 0.5 + 3, 0]
+    assert gb(zero_stage=3, bf16=True) == [1 + 0.5 + 3, 0]
+    assert gb(zero_stage=2, bf16=True, offload="optimizer") == [4.5, 3]
+    assert gb(zero_stage=3, bf16=True, offload="all") == [0.5, 4]
+    reports = {0: machine("a"), 1: machine("b", free_host_bytes=1_000_000_000)}
+    (problem,) = memory_problems(reports, MemoryEstimate(3_000_000_000, 0), on_cpu=True)
+    assert "(b, pid 1): weights, gradients and optimiser need 3.00 GB of host memory" in problem
 
 
 def test_settings_without_effect_do_not_stop_a_resume(policy: Path, shards: Path, tmp_path: Path) -> None:
     job = TrainingJob(policy, (shards,), tmp_path / "out", SMALL, 0, "cpu")
     same = replace(job, config=replace(SMALL, save_every=3, log_every=1, loader_threads=1, prefetch=9, keep=7))
-    assert json.loads(json.dumps(job.identity(1))) == same.identity(1)
-    assert replace(job, config=replace(SMALL, steps=11)).identity(1) != job.identity(1)
-    assert job.identity(2) != job.identity(1)
+    assert json.loads(json.dumps(job.identity())) == same.identity()
+    assert replace(job, config=replace(SMALL, steps=11)).identity() != job.identity()
+    assert replace(job, config=replace(SMALL, zero_stage=3)).identity() == job.identity()
+    assert job.layout(2) != job.layout(1)
 
 
 def test_log_continues_after_the_state(tmp_path: Path) -> None:
+    config = replace(SMALL, log_every=2, wandb_project="")
+    job = TrainingJob(Path("p"), (), tmp_path / "out", config, 0, "cpu")
+    job.work.mkdir()
+
     def add(log: TrainingLog, step: int, loss: float) -> None:
         log.add(step, {"loss": loss}, 0.0, {"expert": 1e-3})
 
-    with TrainingLog(tmp_path, 0, 2, 4) as log:
+    with TrainingLog(job, 0, 100) as log:
         for step in range(1, 7):
             add(log, step, float(step))
-    with (tmp_path / "log.jsonl").open("a") as stream:
+    with (job.work / "log.jsonl").open("a") as stream:
         stream.write('{"step": 8, "lo')
-    with TrainingLog(tmp_path, 4, 2, 4) as log:
+    with TrainingLog(job, 4, 100) as log:
         for step in range(5, 9):
             add(log, step, 10.0 * step)
-    entries = read_log(tmp_path / "log.jsonl")
+    entries = read_log(job.work / "log.jsonl")
     assert [(entry["step"], entry["loss"]) for entry in entries] == [(2, 1.5), (4, 3.5), (6, 55.0), (8, 75.0)]
     assert entries[0]["lr_expert"] == 1e-3
+    assert entries[0]["tokens_per_s"] == pytest.approx(100 * entries[0]["samples_per_s"])
     assert loss_summary(entries)["least"] == 1.5
-    assert list((tmp_path / "tensorboard").iterdir())
+    assert list((job.work / "tensorboard").iterdir())

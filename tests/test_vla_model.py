@@ -106,19 +106,6 @@ def test_action_statistics_follow_the_training_plans():
     assert policy.statistics.mean.dtype == torch.float32
 
 
-def test_open_loop_errors_by_hand():
-    target = torch.zeros(1, 64, 3)
-    poses = torch.zeros(1, 2, 64, 3)
-    poses[0, 0, :, 0] = 1.0
-    poses[0, 1, :20, 1] = 0.5
-    poses[0, 1, 20:, 1] = 2.0
-    errors = open_loop_errors(poses, target)
-    assert errors["ade_2s_m"] == pytest.approx(0.75)
-    assert errors["min_ade_2s_m"] == pytest.approx(0.5)
-    assert errors["fde_6.4s_m"] == pytest.approx(1.5)
-    assert errors["min_ade_6.4s_m"] == pytest.approx(1.0)
-
-
 def test_bfloat16_runs_end_to_end():
     policy = build_policy(dataclasses.replace(SMALL, dtype="bfloat16"), seed=0)
     batch = training_batch(SMALL, 2)
@@ -180,6 +167,12 @@ def _times(change):
     return lambda batch: {camera: change(times) for camera, times in batch.image_times_us.items()}
 
 
+def _jumping_history(batch):
+    history = batch.ego_history.copy()
+    history[1, :4, 0] -= 50.0
+    return history
+
+
 def _history_with_a_gap(batch):
     history = batch.ego_history.copy()
     history[1, 3, 0] = np.nan
@@ -203,6 +196,22 @@ BAD_OBSERVATIONS = {
     "short history": (
         _changed(ego_history=lambda b: b.ego_history[:, 1:]),
         r"found shape \(2, 15, 4\), expected \(2, 16, 4\)",
+    ),
+    "missing first frames": (
+        _changed(image_times_us=_times(lambda t: np.repeat(t[:, -1:], 2, axis=1))),
+        r"frame times \[1000000, 1000000\] us of row 0 repeat; 2 different frames 100000 us apart are expected: start",
+    ),
+    "dropped frames": (
+        _changed(image_times_us=_times(lambda t: t - np.array([600_000, 0]))),
+        r"frame times \[300000, 1000000\] us of row 0 have a gap above 400000 us",
+    ),
+    "jump": (
+        _changed(ego_history=_jumping_history),
+        r"ego_history: row 1 moves 5\d\.\d m within 0.1 s at step 3; the log has a gap there",
+    ),
+    "another frame": (
+        _changed(ego_history=lambda b: b.ego_history + np.float32(30.0)),
+        r"ego_history: row 0 ends 42.4 m from the origin; expected poses in the rig frame now",
     ),
     "gap": (_changed(ego_history=_history_with_a_gap), r"ego_history: not finite at index \(1, 3, 0\)"),
     "navigation": (_changed(navigation=lambda b: ("left",)), r"found 1 instructions for 2 observations"),

@@ -24,7 +24,7 @@ def policy():
 
 def velocity(policy, noisy, cache):
     time = torch.full(noisy.shape[:2], 0.3)
-    return policy.expert(noisy, time, cache, policy._rotary(cache))
+    return policy.expert(noisy, time, policy._prepare(cache))
 
 
 @torch.no_grad()
@@ -117,15 +117,15 @@ def test_the_cache_is_that_of_the_whole_model(policy):
 
 
 def naive_attention(query, key, value, prompt_key, prompt_value, mask):
-    """One sample, one head, one query at a time, with its own copy of the prompt."""
+    """One sample, one query, one head at a time, with its own copy of the prompt; queries carry the scale."""
     out = torch.zeros_like(query)
     for index in torch.cartesian_prod(*(torch.arange(size) for size in query.shape[:-1])).tolist():
-        b, g, k, r, t = index
+        b, g, k, t, r = index
         keys = torch.cat([prompt_key[b, g], key[b, g, k]])
         values = torch.cat([prompt_value[b, g], value[b, g, k]])
-        scores = keys @ query[b, g, k, r, t] / math.sqrt(query.shape[-1])
+        scores = keys @ query[b, g, k, t, r]
         scores[: prompt_key.shape[2]] += mask[b, 0, 0]
-        out[b, g, k, r, t] = torch.softmax(scores, dim=0) @ values
+        out[b, g, k, t, r] = torch.softmax(scores, dim=0) @ values
     return out
 
 
@@ -135,7 +135,7 @@ def test_attention_equals_the_obvious_one(samples):
     b, g, r, t, d, length = 2, 2, 3, 4, 8, 5
     query, key, value, prompt_key, prompt_value = (
         torch.randn(shape, generator=random)
-        for shape in ((b, g, samples, r, t, d), *[(b, g, samples, t, d)] * 2, *[(b, g, length, d)] * 2)
+        for shape in ((b, g, samples, t, r, d), *[(b, g, samples, t, d)] * 2, *[(b, g, length, d)] * 2)
     )
     mask = torch.zeros(b, 1, 1, length)
     mask[0, ..., :2] = -math.inf

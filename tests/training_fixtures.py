@@ -1,9 +1,13 @@
 """Small shards, a tiny policy and a straight clip for the tests of shards and training."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip, NavigationStep
@@ -90,3 +94,18 @@ def make_clip(folder: Path, duration_s: float = 12.0, speed_mps: float = 8.0, fr
 def _bend(distance_m: np.ndarray, curvature: float) -> np.ndarray:
     yaw = distance_m * curvature
     return np.stack([np.sin(yaw) / curvature, (1 - np.cos(yaw)) / curvature, yaw], axis=-1)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, without adapters."""
+    return load_file(folder / "model.safetensors") | load_file(folder / "policy_head.safetensors")
+
+
+def alone_under_torchrun(patch: pytest.MonkeyPatch) -> None:
+    """Make this process look like the only one that `torchrun` started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    for name, value in {**variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        patch.setenv(name, str(value))

@@ -1,6 +1,7 @@
 """The vision-language backbone: a Qwen3-VL class model that encodes the prompt into keys and values of every layer."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,10 @@ from transformers.utils import logging as transformers_logging
 from vla.config import TINY_BACKBONE, PolicyConfig
 from vla.errors import PolicyError
 from vla.images import ImageSettings
+from vla.linear import linear, use_fast_linear
 from vla.prompt import PromptBatch, tokenizer_corpus
 from vla.tokenizer import build_tiny_tokenizer, load_tokenizer, token_id
+from vla.vision_attention import use_batched_attention
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,25 @@ class PromptCache:
         keys, values: one tensor [B, KV heads, L, head size] for each text layer; keys carry their rotary position.
         mask: bool [B, L], false on padding.
         next_position: int64 [B], rotary position that follows the prompt.
+        hidden: [B, L, hidden size] outputs of the language model, where they were asked for.
     """
 
     keys: tuple[Float[Tensor, "b g l d"], ...]
     values: tuple[Float[Tensor, "b g l d"], ...]
     mask: Bool[Tensor, "b l"]
     next_position: Int[Tensor, "b"]
+    hidden: Float[Tensor, "b l h"] | None = None
 
 
 class _KeyValueRecorder:
-    """Stands in for a cache: keeps the keys and values a layer computes and hands them back unchanged."""
+    """Stands in for a cache: keeps the keys and values a layer computes, after those of earlier tokens."""
 
-    def __init__(self) -> None:
-        self.key_value: tuple[Tensor, Tensor] | None = None
+    def __init__(self, earlier: tuple[Tensor, Tensor] | None = None) -> None:
+        self.key_value = earlier
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.key_value is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self.key_value, (key, value), strict=True))
         self.key_value = (key, value)
         return key, value
 
@@ -63,7 +70,7 @@ class PatchProjection(nn.Conv3d):
 
     def forward(self, input: Float[Tensor, "p c t y x"]) -> Float[Tensor, "p d 1 1 1"]:
         """Project patches."""
-        projected = nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+        projected = linear(input.flatten(1), self.weight.flatten(1), self.bias)
         return projected[:, :, None, None, None]
 
 
@@ -73,6 +80,8 @@ class Backbone(nn.Module):
     def __init__(self, model: Qwen3VLForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
+        use_fast_linear(model)
+        use_batched_attention(model.model.visual)
         patch_embed = model.model.visual.patch_embed
         patch_embed.proj = PatchProjection.of(patch_embed.proj)
         self.gradient_checkpointing = False
@@ -110,16 +119,38 @@ class Backbone(nn.Module):
         patches: Float[Tensor, "p d"],
         grid: Int[Tensor, "m 3"],
         history: Float[Tensor, "n hidden"],
+        with_hidden: bool = False,
     ) -> PromptCache:
-        """Encode prompts, images and history embeddings (all of the batch, in order) into keys and values."""
+        """Encode prompts, images and history embeddings (all of the batch, in order) into keys and values.
+
+        `with_hidden`: also run the rest of the last layer and keep its outputs.
+        """
         text = self.model.model.language_model
         embeddings = text.embed_tokens(prompt.ids)
         vision = self.model.model.visual(patches.to(embeddings.dtype), grid_thw=grid, return_dict=True)
         embeddings = _replace(embeddings, prompt.is_image, vision.pooler_output)
         embeddings = _replace(embeddings, prompt.is_history, history)
         positions, next_position = self.rotary_positions(rows, prompt, grid)
-        keys, values = self._run_layers(embeddings, positions, prompt, vision.deepstack_features)
-        return PromptCache(keys, values, prompt.mask, next_position)
+        keys, values, hidden = self._run_layers(embeddings, positions, prompt, vision.deepstack_features, with_hidden)
+        return PromptCache(keys, values, prompt.mask, next_position, hidden)
+
+    def logits(self, hidden: Float[Tensor, "*n h"]) -> Float[Tensor, "*n v"]:
+        """Scores of the next token, float32, from outputs of the language model."""
+        return self.model.lm_head(hidden).float()
+
+    def extend(self, cache: PromptCache, ids: Int[Tensor, "b"], lengthen: Bool[Tensor, "b"]) -> PromptCache:
+        """The cache after one more text token a row; rows that `lengthen` leaves out get a masked one instead."""
+        text = self.model.model.language_model
+        mask = torch.cat([cache.mask, lengthen[:, None]], dim=1)
+        hidden = text.embed_tokens(ids)[:, None]
+        rotary = self.rotary_embedding(hidden, cache.next_position[:, None])
+        added = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(~mask, -math.inf)
+        keys, values = [], []
+        for layer, key, value in zip(text.layers, cache.keys, cache.values, strict=True):
+            hidden, key, value = _run_layer(layer, added[:, None, None], rotary, hidden, (key, value))
+            keys.append(key)
+            values.append(value)
+        return PromptCache(tuple(keys), tuple(values), mask, cache.next_position + lengthen.long(), text.norm(hidden))
 
     def rotary_positions(
         self, rows: list[tuple[int, ...]], prompt: PromptBatch, grid: Int[Tensor, "m 3"]
@@ -155,9 +186,9 @@ class Backbone(nn.Module):
         return self.model.model.language_model.rotary_emb(like, positions[None].expand(3, -1, -1))
 
     def _run_layers(
-        self, hidden: Tensor, positions: Tensor, prompt: PromptBatch, deepstack: list[Tensor]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Text layers with their keys and values; of the last layer only these are computed, nothing reads more."""
+        self, hidden: Tensor, positions: Tensor, prompt: PromptBatch, deepstack: list[Tensor], with_hidden: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+        """Text layers with their keys and values; without `with_hidden` only these are computed of the last layer."""
         text = self.model.model.language_model
         mask = create_causal_mask(
             config=text.config,
@@ -168,21 +199,26 @@ class Backbone(nn.Module):
         rotary = text.rotary_emb(hidden, positions)
         recompute = self.gradient_checkpointing and self.training
         recorded = []
-        for index, layer in enumerate(text.layers[:-1]):
+        for index, layer in enumerate(text.layers if with_hidden else text.layers[:-1]):
             step = partial(_run_layer, layer, mask, rotary)
             hidden, key, value = checkpoint(step, hidden, use_reentrant=False) if recompute else step(hidden)
             recorded.append((key, value))
             if index < len(deepstack):
                 hidden = _add(hidden, prompt.is_image, deepstack[index])
-        recorded.append(_keys_and_values(text.layers[-1], hidden, rotary))
+        if not with_hidden:
+            recorded.append(_keys_and_values(text.layers[-1], hidden, rotary))
         keys, values = zip(*recorded, strict=True)
-        return keys, values
+        return keys, values, text.norm(hidden) if with_hidden else None
 
 
 def _run_layer(
-    layer: Any, mask: Tensor | None, rotary: tuple[Tensor, Tensor], hidden: Tensor
+    layer: Any,
+    mask: Tensor | None,
+    rotary: tuple[Tensor, Tensor],
+    hidden: Tensor,
+    earlier: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    recorder = _KeyValueRecorder()
+    recorder = _KeyValueRecorder(earlier)
     hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=recorder)
     assert recorder.key_value is not None
     return hidden, *recorder.key_value

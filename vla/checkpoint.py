@@ -6,6 +6,8 @@ adapter/                               adapters in PEFT format, where there are 
 policy_head.safetensors                action expert and history encoder
 action_statistics.json                 normalisation of the actions, float32
 roadloop_policy.json                   format version and policy configuration
+
+A regressor has no backbone: all of its weights are in policy_head.safetensors.
 """
 
 import hashlib
@@ -19,15 +21,17 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from vla.action_space import ActionStatistics
 from vla.backbone import Backbone, load_qwen, quiet_transformers
-from vla.config import PolicyConfig
+from vla.config import REGRESSOR, PolicyConfig
+from vla.driving_policy import DrivingPolicy
 from vla.errors import PolicyError
 from vla.images import ImageSettings
-from vla.model import DrivingPolicy
+from vla.model import VisionLanguagePolicy
+from vla.regressor import build_regressor
 
 FORMAT_VERSION = 1
 POLICY_FILE = "roadloop_policy.json"
@@ -35,6 +39,7 @@ HEAD_FILE = "policy_head.safetensors"
 STATISTICS_FILE = "action_statistics.json"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
+BACKBONE_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
 HASHED_FILES = (POLICY_FILE, STATISTICS_FILE, f"{ADAPTER_FOLDER}/adapter_config.json")
 HASH_LENGTH = 16
 
@@ -62,15 +67,24 @@ def from_pretrained(folder: Path | str, device: torch.device | str = "cpu") -> D
     """
     folder = Path(folder)
     config = read_policy_config(folder)
-    backbone = Backbone(load_qwen(str(folder), config))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     statistics = ActionStatistics.from_json(_read_json(folder / STATISTICS_FILE))
-    with torch.random.fork_rng(devices=[]):
-        policy = DrivingPolicy(config, backbone, tokenizer, statistics)
+    if config.backbone == REGRESSOR:
+        policy = build_regressor(config, seed=0)
+        policy.statistics = statistics
+    else:
+        policy = _load_vision_language(folder, config, statistics)
     _load_head(policy, folder / HEAD_FILE)
-    if (folder / ADAPTER_FOLDER).is_dir():
+    if isinstance(policy, VisionLanguagePolicy) and (folder / ADAPTER_FOLDER).is_dir():
         _load_adapter(policy, folder / ADAPTER_FOLDER)
     return policy.to(device).eval()
+
+
+def _load_vision_language(folder: Path, config: PolicyConfig, statistics: ActionStatistics) -> VisionLanguagePolicy:
+    """The policy with its backbone's weights; those of its head are still to be loaded."""
+    backbone = Backbone(load_qwen(str(folder), config))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    with torch.random.fork_rng(devices=[]):
+        return VisionLanguagePolicy(config, backbone, tokenizer, statistics)
 
 
 def read_policy_config(folder: Path | str) -> PolicyConfig:
@@ -104,12 +118,10 @@ def policy_hash(folder: Path | str) -> str:
 def describe_checkpoint(folder: Path | str) -> tuple[list[str], list[str]]:
     """Facts about the checkpoint in `folder`, one line each, and problems; weights are read but no model is built."""
     folder = Path(folder)
-    problems = [
-        f"{folder / name}: missing"
-        for name in ("config.json", "tokenizer.json", "preprocessor_config.json", HEAD_FILE)
-        if not (folder / name).is_file()
-    ]
-    if not list(folder.glob("model*.safetensors")):
+    has_backbone = not _is_regressor(folder)
+    needed = (*(BACKBONE_FILES if has_backbone else ()), HEAD_FILE)
+    problems = [f"{folder / name}: missing" for name in needed if not (folder / name).is_file()]
+    if has_backbone and not list(folder.glob("model*.safetensors")):
         problems.append(f"{folder / 'model.safetensors'}: missing")
     parameters = 0
     for path in sorted(folder.rglob("*.safetensors")):
@@ -125,6 +137,13 @@ def describe_checkpoint(folder: Path | str) -> tuple[list[str], list[str]]:
     return facts, problems
 
 
+def _is_regressor(folder: Path) -> bool:
+    try:
+        return read_policy_config(folder).backbone == REGRESSOR
+    except PolicyError:
+        return False
+
+
 def _policy_facts(folder: Path) -> list[str]:
     config = read_policy_config(folder)
     statistics = ActionStatistics.from_json(_read_json(folder / STATISTICS_FILE)).to_json()
@@ -137,27 +156,36 @@ def _policy_facts(folder: Path) -> list[str]:
 
 
 def _write(policy: DrivingPolicy, folder: Path) -> None:
+    if isinstance(policy, VisionLanguagePolicy):
+        _write_backbone(policy, folder)
+    save_file(_head_tensors(policy), folder / HEAD_FILE, metadata={"format": "pt"})
+    _write_json(folder / STATISTICS_FILE, policy.statistics.to_json())
+    _write_json(folder / POLICY_FILE, {"format_version": FORMAT_VERSION, "policy": policy.config.to_json()})
+
+
+def _write_backbone(policy: VisionLanguagePolicy, folder: Path) -> None:
     model = policy.backbone.model
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=_without_adapters(model.state_dict()))
     policy.tokenizer.save_pretrained(folder)
-    save_file(_head_tensors(policy), folder / HEAD_FILE, metadata={"format": "pt"})
     _write_json(folder / "preprocessor_config.json", _preprocessor(policy.backbone.image_settings, policy.config))
-    _write_json(folder / STATISTICS_FILE, policy.statistics.to_json())
     if policy.lora_config is not None:
         _write_adapter(policy, folder / ADAPTER_FOLDER)
-    _write_json(folder / POLICY_FILE, {"format_version": FORMAT_VERSION, "policy": policy.config.to_json()})
 
 
 def _without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
+def _head(policy: DrivingPolicy) -> dict[str, nn.Module]:
+    """The modules of a policy outside its backbone, by name."""
+    return {name: module for name, module in policy.named_children() if name != "backbone"}
+
+
 def _head_tensors(policy: DrivingPolicy) -> dict[str, Tensor]:
-    parts = {"expert": policy.expert, "history_encoder": policy.history_encoder}
     return {
         f"{part}.{name}": tensor.detach().cpu().contiguous()
-        for part, module in parts.items()
+        for part, module in _head(policy).items()
         for name, tensor in module.state_dict().items()
     }
 
@@ -175,7 +203,7 @@ def _preprocessor(settings: ImageSettings, config: PolicyConfig) -> dict[str, An
     }
 
 
-def _write_adapter(policy: DrivingPolicy, folder: Path) -> None:
+def _write_adapter(policy: VisionLanguagePolicy, folder: Path) -> None:
     assert policy.lora_config is not None
     folder.mkdir()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_tensors(policy).items()}
@@ -183,13 +211,13 @@ def _write_adapter(policy: DrivingPolicy, folder: Path) -> None:
     policy.lora_config.save_pretrained(str(folder))
 
 
-def _adapter_tensors(policy: DrivingPolicy) -> dict[str, Tensor]:
+def _adapter_tensors(policy: VisionLanguagePolicy) -> dict[str, Tensor]:
     # Embeddings are never adapted; looking for resized ones would need the base model's folder.
     state = get_peft_model_state_dict(policy.backbone.model, save_embedding_layers=False)
     return {f"base_model.model.{name}": tensor for name, tensor in state.items()}
 
 
-def _load_adapter(policy: DrivingPolicy, folder: Path) -> None:
+def _load_adapter(policy: VisionLanguagePolicy, folder: Path) -> None:
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:
@@ -208,7 +236,7 @@ def _load_adapter(policy: DrivingPolicy, folder: Path) -> None:
 def _load_head(policy: DrivingPolicy, path: Path) -> None:
     found = _read_tensors(path)
     _check_match(path, found, _head_tensors(policy))
-    for part, module in (("expert", policy.expert), ("history_encoder", policy.history_encoder)):
+    for part, module in _head(policy).items():
         prefix = f"{part}."
         module.load_state_dict({n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)})
 

@@ -7,7 +7,9 @@ from vla.errors import PolicyError
 from vla.policy import PLAN_STEPS
 
 TINY_BACKBONE = "tiny"
+REGRESSOR = "regressor"
 IMAGE_MULTIPLE_PX = 32
+MAY_BE_ZERO = ("reasoning_loss_weight", "reasoning_tokens")
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,8 @@ class PolicyConfig:
     """Everything that fixes the shape of a policy; stored in its checkpoint."""
 
     backbone: str = TINY_BACKBONE
-    """`tiny` is built offline; anything else is a local folder or hub name of a Qwen3-VL class model, for example
-    `Qwen/Qwen3-VL-2B-Instruct`."""
+    """`tiny` is built offline; `regressor` is a plain convolutional baseline without language; anything else is a
+    local folder or hub name of a Qwen3-VL class model, for example `Qwen/Qwen3-VL-2B-Instruct`."""
     cameras: tuple[str, ...] = ("camera_front_wide_120fov",)
     """Logical camera names, in the order in which the prompt shows them."""
     num_frames: int = 2
@@ -41,6 +43,10 @@ class PolicyConfig:
     """Waypoints per action token; a divisor of 64. 8 suits the tiny policy, 1 is the layout of Alpamayo."""
     action_features: Literal["raw", "fourier"] = "raw"
     """How noisy actions enter the expert: as they are, or as 20 Fourier features each (the layout of Alpamayo)."""
+    reasoning_loss_weight: float = 0.0
+    """Weight of the reasoning text's cross-entropy beside the flow loss; 0 leaves reasoning text out of training."""
+    reasoning_tokens: int = 0
+    """Most tokens of reasoning text generated before the plans when sampling; 0 plans without text."""
     training_draws: int = 4
     """Noise and time draws per training example; they share one prompt encoding."""
     euler_steps: int = 5
@@ -71,7 +77,10 @@ class PolicyConfig:
     def _check_positive(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
+            if field.name in MAY_BE_ZERO:
+                if not 0 <= value < float("inf"):
+                    raise PolicyError(f"{field.name}: found {value!r}, expected 0 or more")
+            elif field.type is int and (not isinstance(value, int) or value < 1):
                 raise PolicyError(f"{field.name}: found {value!r}, expected a whole number of 1 or more")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
@@ -82,6 +91,11 @@ class PolicyConfig:
     def images_per_observation(self) -> int:
         """Images in one observation: cameras times frames."""
         return len(self.cameras) * self.num_frames
+
+    @property
+    def reasons(self) -> bool:
+        """Whether text is trained or generated, so that the language model is read to its end."""
+        return self.reasoning_loss_weight > 0 or self.reasoning_tokens > 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; inverse of `from_json`."""

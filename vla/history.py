@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vla.linear import Linear
 from vla.policy_input import HISTORY_STEPS
 
 # Typical sizes of x (m), y (m), yaw (rad) and speed (m/s) over 1.6 s; they only bring the inputs near 1.
@@ -17,9 +18,7 @@ class HistoryEncoder(nn.Module):
         super().__init__()
         self.hidden_size = hidden_size
         width = min(hidden_size, 512)
-        self.layers = nn.Sequential(
-            nn.Linear(HISTORY_STEPS * 4, width), nn.SiLU(), nn.Linear(width, tokens * hidden_size)
-        )
+        self.layers = nn.Sequential(Linear(HISTORY_STEPS * 4, width), nn.SiLU(), Linear(width, tokens * hidden_size))
         # Tokens enter beside embeddings of the backbone, so they start at the same size.
         self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
         nn.init.constant_(self.norm.weight, norm_std)

@@ -55,6 +55,7 @@ class TrainingBatch:
         t_us, images, image_times_us, ego_history, navigation: see `Observation`.
         target: float32 [B, 64, 3], (x, y, yaw) at 0.1 s to 6.4 s, rig frame at `t_us`, m and rad.
         weight: float32 [B], weight of each example in the loss, 1 by default.
+        reasoning: chain-of-causation text of each example, empty where there is none; None where no example has any.
     """
 
     t_us: Int[np.ndarray, "b"]
@@ -64,6 +65,7 @@ class TrainingBatch:
     navigation: tuple[str, ...]
     target: Float[np.ndarray, "b 64 3"]
     weight: Float[np.ndarray, "b"]
+    reasoning: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,13 @@ from vla.errors import PolicyError
 from vla.policy import PLAN_STEPS, Observation, TrainingBatch
 
 HISTORY_STEPS = 16
+SPECIAL_TOKEN = "<|"
+# Longest distance between two history poses, m: 0.1 s at 100 m/s. A longer one is a hole in the log or another frame.
+LONGEST_HISTORY_STEP_M = 10.0
+# The last history pose is the origin of the rig frame up to the noise of ego motion, m.
+LARGEST_HISTORY_OFFSET_M = 2.0
+# Consecutive frames may lie this many frame intervals apart: one is the latest before the time it stands for.
+LATEST_FRAME_INTERVALS = 4
 
 
 def check_observation(observation: Observation, config: PolicyConfig) -> int:
@@ -27,6 +34,7 @@ def check_observation(observation: Observation, config: PolicyConfig) -> int:
     _check_history(np.asarray(observation.ego_history), batch)
     if len(observation.navigation) != batch:
         raise PolicyError(f"navigation: found {len(observation.navigation)} instructions for {batch} observations")
+    _check_texts("navigation", observation.navigation)
     return batch
 
 
@@ -39,7 +47,18 @@ def check_training_batch(batch: TrainingBatch, config: PolicyConfig) -> int:
     if weight.shape != (size,) or not np.isfinite(weight).all() or (weight < 0).any() or weight.sum() <= 0:
         raise PolicyError(f"weight: found {weight}, expected {size} finite values >= 0, not all 0")
     _check_finite("target", target)
+    if batch.reasoning is not None:
+        if len(batch.reasoning) != size:
+            raise PolicyError(f"reasoning: found {len(batch.reasoning)} texts for {size} examples")
+        _check_texts("reasoning", batch.reasoning)
     return size
+
+
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    """Special tokens inside a text would be read as images, history or the start of the plan."""
+    for row, text in enumerate(texts):
+        if SPECIAL_TOKEN in text:
+            raise PolicyError(f"{name}: row {row} holds {text!r}; expected plain text without {SPECIAL_TOKEN!r}")
 
 
 def check_generators(generators: Sequence[torch.Generator], batch: int, num_samples: int, temperature: float) -> None:
@@ -77,6 +96,7 @@ def _check_frame_times(camera: str, observation: Observation, batch: int, config
     if (np.diff(times_us, axis=1) < 0).any():
         row = int(np.flatnonzero((np.diff(times_us, axis=1) < 0).any(axis=1))[0])
         raise PolicyError(f"{camera}: frame times {times_us[row].tolist()} us of row {row} must be oldest first")
+    _check_span(camera, times_us, config)
     late = np.flatnonzero(times_us[:, -1] > np.asarray(observation.t_us))
     if late.size:
         row = int(late[0])
@@ -86,10 +106,47 @@ def _check_frame_times(camera: str, observation: Observation, batch: int, config
         )
 
 
+def _check_span(camera: str, times_us: np.ndarray, config: PolicyConfig) -> None:
+    """Frames that repeat or lie far apart stand for frames that are missing: at the start of a drive, or dropped."""
+    if config.num_frames == 1:
+        return
+    steps_us = np.diff(times_us, axis=1)
+    repeated = np.flatnonzero((steps_us == 0).any(axis=1))
+    if repeated.size:
+        row = int(repeated[0])
+        raise PolicyError(
+            f"{camera}: frame times {times_us[row].tolist()} us of row {row} repeat; {config.num_frames} different "
+            f"frames {config.frame_interval_us} us apart are expected: start later in the drive, or set a longer "
+            "frame_interval_us for a slow camera"
+        )
+    gap_us = LATEST_FRAME_INTERVALS * config.frame_interval_us
+    apart = np.flatnonzero((steps_us > gap_us).any(axis=1))
+    if apart.size:
+        row = int(apart[0])
+        raise PolicyError(
+            f"{camera}: frame times {times_us[row].tolist()} us of row {row} have a gap above {gap_us} us; expected "
+            f"frames {config.frame_interval_us} us apart: drop the example"
+        )
+
+
 def _check_history(history: np.ndarray, batch: int) -> None:
     if history.shape != (batch, HISTORY_STEPS, 4):
         raise PolicyError(f"ego_history: found shape {history.shape}, expected {(batch, HISTORY_STEPS, 4)}")
     _check_finite("ego_history", history)
+    steps_m = np.linalg.norm(np.diff(history[..., :2], axis=1), axis=-1)
+    jumps = np.argwhere(steps_m > LONGEST_HISTORY_STEP_M)
+    if jumps.size:
+        row, step = jumps[0].tolist()
+        raise PolicyError(
+            f"ego_history: row {row} moves {steps_m[row, step]:.1f} m within 0.1 s at step {step}; the log has a gap "
+            "there: fill it or drop the example"
+        )
+    offset_m = np.linalg.norm(history[:, -1, :2], axis=-1)
+    if (offset_m > LARGEST_HISTORY_OFFSET_M).any():
+        row = int(np.argmax(offset_m))
+        raise PolicyError(
+            f"ego_history: row {row} ends {offset_m[row]:.1f} m from the origin; expected poses in the rig frame now"
+        )
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """The prompt: camera names, frame times, images, ego history and navigation, as token ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,10 +12,21 @@ from transformers import PreTrainedTokenizerFast
 
 from vla.config import PolicyConfig
 from vla.policy import Observation
-from vla.tokenizer import HISTORY_TOKEN, IMAGE_TOKEN, PAD_TOKEN, token_id
+from vla.tokenizer import (
+    HISTORY_TOKEN,
+    IMAGE_TOKEN,
+    PAD_TOKEN,
+    PLAN_TOKEN,
+    REASONING_END,
+    REASONING_START,
+    token_id,
+)
 
 SYSTEM_TEXT = "You are a driving assistant that generates safe and accurate actions."
 REQUEST_TEXT = "output the future trajectory."
+REASONING_REQUEST_TEXT = (
+    "output the chain-of-thought reasoning of the driving process, then output the future trajectory."
+)
 FRAME_TIME_STEP_US = 100_000
 
 
@@ -26,12 +38,14 @@ class PromptBatch:
         ids: int64 [B, L] token ids.
         mask: bool [B, L], false on padding.
         is_image, is_history: bool [B, L], positions that image and history embeddings replace.
+        is_reasoning: bool [B, L], reasoning text from its start token to its end token, which the text loss learns.
     """
 
     ids: Int[Tensor, "b l"]
     mask: Bool[Tensor, "b l"]
     is_image: Bool[Tensor, "b l"]
     is_history: Bool[Tensor, "b l"]
+    is_reasoning: Bool[Tensor, "b l"]
 
 
 def camera_text(camera: str) -> str:
@@ -46,11 +60,16 @@ def frame_time_text(offset_us: int) -> str:
 
 
 def prompt_text(
-    config: PolicyConfig, tokens_per_image: int, offsets_us: tuple[tuple[int, ...], ...], navigation: str
+    config: PolicyConfig,
+    tokens_per_image: int,
+    offsets_us: tuple[tuple[int, ...], ...],
+    navigation: str,
+    reasoning: str | None = None,
 ) -> str:
     """The whole prompt of one observation in the chat format of Qwen, up to where the trajectory begins.
 
-    `offsets_us`: time of each frame relative to now, us, by camera in the order of `config.cameras`.
+    `offsets_us`: time of each frame relative to now, us, by camera in the order of `config.cameras`. With `reasoning`
+    the request asks for text first and the answer holds it; where it is empty the prompt ends after its start token.
     """
     image = "<|vision_start|>" + IMAGE_TOKEN * tokens_per_image + "<|vision_end|>"
     cameras = "".join(
@@ -58,10 +77,14 @@ def prompt_text(
         for camera, offsets in zip(config.cameras, offsets_us, strict=True)
     )
     history = "<|traj_history_start|>" + HISTORY_TOKEN * config.history_tokens + "<|traj_history_end|>"
+    request, answer = REQUEST_TEXT, PLAN_TOKEN
+    if reasoning is not None:
+        request = REASONING_REQUEST_TEXT
+        answer = REASONING_START + (reasoning + REASONING_END + PLAN_TOKEN if reasoning else "")
     return (
         f"<|im_start|>system\n{SYSTEM_TEXT}<|im_end|>\n<|im_start|>user\n{cameras}{history}\n"
-        f"navigation: {navigation or config.default_navigation}\n{REQUEST_TEXT}<|im_end|>\n"
-        "<|im_start|>assistant\n<|traj_future_start|>"
+        f"navigation: {navigation or config.default_navigation}\n{request}<|im_end|>\n"
+        f"<|im_start|>assistant\n{answer}"
     )
 
 
@@ -96,21 +119,31 @@ class PromptBuilder:
         self._image_id, self._history_id, self._pad_id = (
             token_id(tokenizer, token) for token in (IMAGE_TOKEN, HISTORY_TOKEN, PAD_TOKEN)
         )
+        self._reasoning_ids = tuple(token_id(tokenizer, token) for token in (REASONING_START, REASONING_END))
         self._encode = lru_cache(maxsize=4096)(self._encode_text)
 
-    def _encode_text(self, offsets_us: tuple[tuple[int, ...], ...], navigation: str) -> tuple[int, ...]:
-        text = prompt_text(self._config, self._tokens_per_image, offsets_us, navigation)
+    def _encode_text(
+        self, offsets_us: tuple[tuple[int, ...], ...], navigation: str, reasoning: str | None
+    ) -> tuple[int, ...]:
+        text = prompt_text(self._config, self._tokens_per_image, offsets_us, navigation, reasoning)
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def rows(self, observation: Observation) -> list[tuple[int, ...]]:
-        """Token ids of each observation, unpadded."""
+    def row(
+        self, offsets_us: tuple[tuple[int, ...], ...], navigation: str, reasoning: str | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of one prompt; arguments as in `prompt_text`."""
+        return self._encode(offsets_us, navigation, reasoning)
+
+    def rows(self, observation: Observation, reasoning: Sequence[str | None] | None = None) -> list[tuple[int, ...]]:
+        """Token ids of each observation, unpadded; `reasoning` of each as in `prompt_text`, None for none at all."""
+        texts = reasoning if reasoning is not None else (None,) * len(observation.navigation)
         times_us = np.stack([np.asarray(observation.image_times_us[camera]) for camera in self._config.cameras], axis=1)
         offsets_us = times_us - np.asarray(observation.t_us)[:, None, None]
         # Rounded before the lookup: the text only shows tenths of a second.
         tenths = np.rint(np.minimum(offsets_us, 0) / FRAME_TIME_STEP_US).astype(int) * FRAME_TIME_STEP_US
         return [
-            self._encode(tuple(map(tuple, row.tolist())), navigation)
-            for row, navigation in zip(tenths, observation.navigation, strict=True)
+            self.row(tuple(map(tuple, row.tolist())), navigation, text)
+            for row, navigation, text in zip(tenths, observation.navigation, texts, strict=True)
         ]
 
     def batch(self, rows: list[tuple[int, ...]]) -> PromptBatch:
@@ -119,4 +152,6 @@ class PromptBuilder:
         ids = torch.tensor([(self._pad_id,) * (length - len(row)) + row for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(length)[None] >= length - lengths[:, None]
-        return PromptBatch(ids, mask, ids == self._image_id, ids == self._history_id)
+        start, end = ((ids == token).long() for token in self._reasoning_ids)
+        is_reasoning = (start.cumsum(1) > 0) & (end.cumsum(1) - end == 0)
+        return PromptBatch(ids, mask, ids == self._image_id, ids == self._history_id, is_reasoning)

@@ -1,5 +1,7 @@
 """Tokenizers: a small byte-level BPE trained offline on the prompt's own wording, and the tokens that driving adds."""
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -47,6 +49,9 @@ QWEN_TOKENS = (
     "<|video_pad|>",
 )
 HISTORY_TOKEN = "<|traj_history|>"
+REASONING_START = "<|cot_start|>"
+REASONING_END = "<|cot_end|>"
+PLAN_TOKEN = "<|traj_future_start|>"
 IMAGE_TOKEN = "<|image_pad|>"
 PAD_TOKEN = "<|endoftext|>"
 TINY_VOCABULARY = 512
@@ -71,8 +76,8 @@ def build_tiny_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD_TOKEN, eos_token="<|im_end|>")
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
-    """Tokenizer of a local folder or hub name, with the driving tokens added where it lacks them.
+def load_tokenizer(source: str, first: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Tokenizer of a local folder or hub name, with the driving tokens added where it lacks them, `first` before them.
 
     Raises `PolicyError` when there is none or when it lacks the chat and vision tokens of Qwen3-VL.
     """
@@ -84,7 +89,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
     missing = [token for token in QWEN_TOKENS if token not in vocabulary]
     if missing:
         raise PolicyError(f"tokenizer of {source}: lacks {', '.join(missing)}; expected one of the Qwen3-VL family")
-    new = [token for token in DRIVING_TOKENS if token not in vocabulary]
+    new = [token for token in (*first, *DRIVING_TOKENS) if token not in vocabulary]
     tokenizer.add_tokens(new, special_tokens=True)
     return tokenizer
 

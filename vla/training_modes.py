@@ -10,8 +10,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from vla.driving_policy import DrivingPolicy
 from vla.errors import PolicyError
-from vla.model import DrivingPolicy
+from vla.model import VisionLanguagePolicy
 
 Mode = Literal["all", "freeze_vision", "freeze_backbone", "lora"]
 MODES: tuple[Mode, ...] = ("all", "freeze_vision", "freeze_backbone", "lora")
@@ -108,6 +109,8 @@ def add_lora(policy: DrivingPolicy, config: TrainingModeConfig, seed: int = 0) -
 
     Raises `PolicyError` when a target matches nothing or when different adapters are there.
     """
+    if not isinstance(policy, VisionLanguagePolicy):
+        raise PolicyError("mode lora: this policy has no language model to adapt; choose all or freeze_vision")
     if policy.lora_config is not None:
         _check_same_lora(policy.lora_config, config)
         return
@@ -132,6 +135,8 @@ def add_lora(policy: DrivingPolicy, config: TrainingModeConfig, seed: int = 0) -
 
 def merge_lora(policy: DrivingPolicy) -> None:
     """Fold the adapters into the weights they adapt and remove them; does nothing when there are none."""
+    if not isinstance(policy, VisionLanguagePolicy):
+        return
     adapted = [(name, layer) for name, layer in policy.backbone.named_modules() if isinstance(layer, BaseTunerLayer)]
     for name, layer in adapted:
         layer.merge(safe_merge=True)
@@ -149,7 +154,9 @@ def part_of(policy: DrivingPolicy, name: str) -> str:
         return "expert"
     if name.startswith("history_encoder."):
         return "history"
-    if _is_unread(name, policy.backbone.text_config.num_hidden_layers - 1):
+    if not isinstance(policy, VisionLanguagePolicy):
+        return "vision"
+    if not policy.config.reasons and _is_unread(name, policy.backbone.text_config.num_hidden_layers - 1):
         return "unread"
     if ".lora_" in name:
         return "lora"
@@ -188,18 +195,19 @@ def parameter_groups(policy: DrivingPolicy, learning_rates: Mapping[str, float])
 
 
 def _is_unread(name: str, last_layer: int) -> bool:
-    """Weights that neither keys nor values depend on: the head, the last norm, and most of the last text layer."""
+    """What neither keys nor values depend on: the head, the last norm, most of the last layer; only text reads it."""
     if ".lm_head." in name or ".language_model.norm." in name:
         return True
     _, found, rest = name.partition(f".language_model.layers.{last_layer}.")
     return bool(found) and not re.match(r"input_layernorm|self_attn\.(k_proj|v_proj|k_norm)", rest)
 
 
-def _lora_pattern(policy: DrivingPolicy, config: TrainingModeConfig) -> str:
+def _lora_pattern(policy: VisionLanguagePolicy, config: TrainingModeConfig) -> str:
     """Regular expression over module names of the backbone's model: the targets of every layer that is read."""
     last = policy.backbone.text_config.num_hidden_layers - 1
+    unread = "" if policy.config.reasons else rf"(?!{last}\.(mlp|self_attn\.[qo]_proj))"
     targets = "|".join(map(re.escape, config.lora_targets))
-    return rf"model\.language_model\.layers\.(?!{last}\.(mlp|self_attn\.[qo]_proj))\d+\.(self_attn|mlp)\.({targets})"
+    return rf"model\.language_model\.layers\.{unread}\d+\.(self_attn|mlp)\.({targets})"
 
 
 def _check_same_lora(found: LoraConfig, config: TrainingModeConfig) -> None:

@@ -8,12 +8,16 @@ from PIL import Image
 
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.errors import InputError
+from neural_sim.frames import wrap_angle
 from neural_sim.trajectory import Trajectory
 
 HISTORY_S = 1.6
 HORIZON_S = 6.4
 MAX_SPEED_MPS = 60.0
 MAX_JUMP_M = 5.0
+# A car turns on a circle of at least 3.3 m at its rear axle.
+MAX_CURVATURE = 0.3
+CURVATURE_WINDOW_M = 3.0
 # Pose logs repeat samples microseconds apart; their noise over such a step is not a speed.
 SHORTEST_STEP_S = 0.02
 
@@ -23,12 +27,12 @@ def check_clip(clip: Clip, *, decode_images: bool) -> list[str]:
 
     Looks for missing, truncated or wrongly sized images (every one is decoded if `decode_images`, else only the file
     headers are read), frame times that do not increase or lie outside the ego poses, a clip too short for one training
-    example, and ego or actor poses that move faster than 60 m/s or jump by more than 5 m.
+    example, ego or actor poses that move faster than 60 m/s or jump by more than 5 m, and an ego that turns tighter
+    than a car can. A clip without cameras is sound: it cannot be reconstructed, but it can be driven in without images.
     """
     problems = [problem for frames in clip.cameras.values() for problem in _frame_problems(frames, clip, decode_images)]
-    if not clip.cameras:
-        problems.append("the clip has no camera; ingest at least one")
     problems += _motion_problems(clip.ego, "ego")
+    problems += _curvature_problems(clip.ego)
     problems += _track_problems(clip)
     problems += _lidar_problems(clip)
     return problems + _duration_problems(clip, HISTORY_S, HORIZON_S)
@@ -118,6 +122,23 @@ def _motion_problems(trajectory: Trajectory, who: str) -> Iterator[str]:
             i = int(bad[0])
             between = f"between {trajectory.t_us[i]} and {trajectory.t_us[i + 1]} us"
             yield f"{who}: {text.format(values[i], limit)} {between}, {bad.size} such steps; mend or cut the poses"
+
+
+def _curvature_problems(ego: Trajectory) -> Iterator[str]:
+    """Headings that turn tighter than any car can, against the path driven over `CURVATURE_WINDOW_M`."""
+    distance_m = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(ego.planar[:, :2], axis=0), axis=1))])
+    if distance_m[-1] < 2 * CURVATURE_WINDOW_M:
+        return
+    marks_m = np.arange(0.0, distance_m[-1], CURVATURE_WINDOW_M)
+    at = np.searchsorted(distance_m, marks_m)
+    curvature = np.abs(wrap_angle(np.diff(ego.planar[at, 2]))) / np.maximum(np.diff(distance_m[at]), CURVATURE_WINDOW_M)
+    bad = np.flatnonzero(curvature > MAX_CURVATURE)
+    if bad.size:
+        yield (
+            f"ego: turns with {curvature[bad[0]]:.2f} per m (limit {MAX_CURVATURE} per m, a radius of "
+            f"{1 / MAX_CURVATURE:.1f} m) after {ego.t_us[at[bad[0]]]} us, {bad.size} such places; are heading and path "
+            "in the same axes?"
+        )
 
 
 def _velocity_change(velocity_mps: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:

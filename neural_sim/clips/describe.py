@@ -9,10 +9,14 @@ import shapely
 from neural_sim.clips.check import check_clip
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.clips.storage import read_clip
+from neural_sim.clips.time_offset import estimate_time_offset
 from neural_sim.errors import InputError
 from neural_sim.road_map import RoadMap
 from neural_sim.road_users import Track
 from neural_sim.trajectory import Trajectory
+
+# Yaw rates of images and poses that agree less say nothing about their clocks.
+CLEAR_CORRELATION = 0.8
 
 
 def describe_clip(folder: Path) -> tuple[list[str], list[str]]:
@@ -60,17 +64,36 @@ def _facts(clip: Clip) -> list[str]:
         f"source: {source}",
         describe_drive(clip.ego),
         *(_camera_fact(frames) for frames in clip.cameras.values()),
+        *_clock_facts(clip),
+        *([] if clip.cameras else ["cameras: none, so it cannot be reconstructed"]),
         describe_tracks(clip.tracks),
         describe_map(clip.road_map),
         f"lidar sweeps: {len(clip.lidar_paths)}; navigation steps: {len(clip.navigation)}",
+        *(f"note: {note}" for note in clip.source.get("notes", ())),
     ]
 
 
 def _camera_fact(frames: CameraFrames) -> str:
     camera = frames.camera
     spacing_s = float(np.median(np.diff(frames.t_us))) * 1e-6 if len(frames.t_us) > 1 else float("nan")
-    field_of_view = 2 * np.degrees(np.arctan2(camera.width_px / 2, camera.fx_px))
+    edges, _ = camera.unproject(np.array([[0.0, camera.cy_px], [camera.width_px, camera.cy_px]]))
+    field_of_view = np.degrees(np.arctan2(np.abs(edges[:, 0]), edges[:, 2]).sum())
+    lens = "" if camera.distortion is None else f" ({camera.model} lens)"
     return (
         f"camera {camera.name}: {len(frames.t_us)} frames, {camera.width_px}x{camera.height_px}, "
-        f"{1 / spacing_s:.2f} Hz, {field_of_view:.0f} degrees wide"
+        f"{1 / spacing_s:.2f} Hz, {field_of_view:.0f} degrees wide{lens}"
     )
+
+
+def _clock_facts(clip: Clip) -> list[str]:
+    """Time offset between the first camera and the poses, where turns show it clearly."""
+    for name, frames in list(clip.cameras.items())[:1]:
+        try:
+            found = estimate_time_offset(frames, clip.ego)
+        except InputError:
+            return []
+        if found is not None and found.correlation > CLEAR_CORRELATION:
+            return [
+                f"clock of {name}: {found.offset_us / 1000:+.0f} ms to the poses (correlation {found.correlation:.2f})"
+            ]
+    return []

@@ -1,6 +1,5 @@
 """Reader of the KITTI odometry benchmark (camera poses, stereo images, no map and no other road users)."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from neural_sim.cameras import Camera
-from neural_sim.clips.check import require_sound
 from neural_sim.clips.clip import CameraFrames, Clip
-from neural_sim.clips.frame_selection import resize_frames, select_frames
+from neural_sim.clips.finishing import finish_clip
+from neural_sim.clips.frame_selection import select_frames
 from neural_sim.clips.kitti_layout import (
     CAMERA_FOLDERS,
     DEFAULT_ORDER,
@@ -23,16 +22,11 @@ from neural_sim.clips.kitti_layout import (
     require_images,
 )
 from neural_sim.clips.options import IngestOptions
-from neural_sim.clips.storage import read_clip, write_clip
+from neural_sim.clips.recording_cars import PASSAT_VARIANT
 from neural_sim.errors import InputError
 from neural_sim.frames import R_RIG_FORWARD_CAMERA, invert_pose, pose_from_planar
-from neural_sim.road_users import EgoVehicle
 from neural_sim.trajectory import Trajectory
 
-# Volkswagen Passat B6 Variant; the overhang behind the rear axle is estimated from the side view.
-PASSAT_VARIANT = EgoVehicle(
-    length_m=4.774, width_m=1.820, height_m=1.517, rear_axle_to_rear_bumper_m=1.1, wheelbase_m=2.71
-)
 # From the sensor drawing of the dataset: cameras 1.65 m above the road, 1.68 m behind the front axle of a 2.71 m
 # wheelbase. The odometry files carry neither, so both are assumptions; the poses of sequence 00 agree (the point of
 # the car that moves without side slip lies 1.01 m behind cam0).
@@ -64,9 +58,7 @@ def ingest_kitti_odometry(options: IngestOptions, out: Path) -> Clip:
         ego_vehicle=PASSAT_VARIANT,
     )
     clip = replace(clip, ego=_from_first_pose(clip.ego))
-    require_sound(clip, decode_images=True)
-    _write(clip, options.scale, out)
-    return read_clip(out)
+    return finish_clip(clip, options, out)
 
 
 def camera_tilt(T_first_cam0: Float[np.ndarray, "n 4 4"]) -> float:
@@ -181,12 +173,3 @@ def _source(sequence: KittiSequence, options: IngestOptions, span: slice, tilt_r
             "camera_tilt_rad": tilt_rad,
         },
     }
-
-
-def _write(clip: Clip, scale: float, out: Path) -> None:
-    if scale == 1.0:
-        write_clip(clip, out)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        resized = {name: resize_frames(frames, scale, Path(folder) / name) for name, frames in clip.cameras.items()}
-        write_clip(replace(clip, cameras=resized), out)

@@ -52,7 +52,7 @@ def _lane_to_json(lane: Lane) -> dict[str, Any]:
         "centerline_m": np.asarray(lane.centerline_m, float).tolist(),
         "width_m": float(lane.width_m),
         "successors": list(lane.successors),
-    }
+    } | ({} if lane.speed_limit_mps is None else {"speed_limit_mps": float(lane.speed_limit_mps)})
 
 
 def _lane_from_json(value: Any, where: str) -> Lane:
@@ -64,6 +64,7 @@ def _lane_from_json(value: Any, where: str) -> Lane:
         centerline_m=_points(field(value, "centerline_m", list, where), 3, 2, where),
         width_m=field(value, "width_m", float, where),
         successors=tuple(str(successor) for successor in successors),
+        speed_limit_mps=field(value, "speed_limit_mps", float, where) if "speed_limit_mps" in value else None,
     )
 
 

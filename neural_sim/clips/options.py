@@ -24,6 +24,8 @@ class IngestOptions:
     """Camera frames per second, Hz; the frames nearest to that grid are kept. None: the rate of the dataset."""
     scale: float = 1.0
     """Image size relative to the dataset's, in (0, 1]. 1 copies the image files unchanged."""
+    smooth_ego_s: float | None = None
+    """Smooth the ego poses over this window, s; how far they moved is logged and kept. None: poses as recorded."""
     seed: int = 0
     """Seed of generated datasets; recorded ones do not use it."""
 
@@ -34,5 +36,7 @@ class IngestOptions:
             raise InputError(f"duration_s is {self.duration_s}, expected a positive number of seconds or none")
         if self.rate_hz is not None and not self.rate_hz > 0:
             raise InputError(f"rate_hz is {self.rate_hz}, expected a positive number of frames per second or none")
+        if self.smooth_ego_s is not None and not self.smooth_ego_s > 0:
+            raise InputError(f"smooth_ego_s is {self.smooth_ego_s}, expected a positive number of seconds or none")
         if not 0 < self.scale <= 1:
             raise InputError(f"scale is {self.scale}, expected a factor in (0, 1]")

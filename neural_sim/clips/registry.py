@@ -11,10 +11,58 @@ from neural_sim.errors import InputError
 Reader = Callable[[IngestOptions, Path], Clip]
 
 
+def _argoverse2(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.argoverse2 import ingest_argoverse2
+
+    return ingest_argoverse2(options, out)
+
+
+def _comma2k19(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.comma2k19 import ingest_comma2k19
+
+    return ingest_comma2k19(options, out)
+
+
+def _nerfstudio(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.nerfstudio import ingest_nerfstudio
+
+    return ingest_nerfstudio(options, out)
+
+
+def _physical_ai(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.physical_ai import ingest_physical_ai
+
+    return ingest_physical_ai(options, out)
+
+
 def _kitti_odometry(options: IngestOptions, out: Path) -> Clip:
     from neural_sim.clips.kitti_odometry import ingest_kitti_odometry
 
     return ingest_kitti_odometry(options, out)
+
+
+def _kitti_raw(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.kitti_raw import ingest_kitti_raw
+
+    return ingest_kitti_raw(options, out)
+
+
+def _nuscenes(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.nuscenes import ingest_nuscenes
+
+    return ingest_nuscenes(options, out)
+
+
+def _nuscenes_scene(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.nuscenes_scene import ingest_nuscenes_scene
+
+    return ingest_nuscenes_scene(options, out)
+
+
+def _scenarionet(options: IngestOptions, out: Path) -> Clip:
+    from neural_sim.clips.scenarionet import ingest_scenarionet
+
+    return ingest_scenarionet(options, out)
 
 
 def _town(options: IngestOptions, out: Path) -> Clip:
@@ -24,7 +72,15 @@ def _town(options: IngestOptions, out: Path) -> Clip:
 
 
 DATASETS: dict[str, Reader] = {
+    "argoverse2": _argoverse2,
+    "comma2k19": _comma2k19,
     "kitti-odometry": _kitti_odometry,
+    "kitti-raw": _kitti_raw,
+    "nerfstudio": _nerfstudio,
+    "nuscenes": _nuscenes,
+    "nuscenes-scene": _nuscenes_scene,
+    "physicalai-av": _physical_ai,
+    "scenarionet": _scenarionet,
     "town": _town,
 }
 

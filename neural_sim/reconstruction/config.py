@@ -28,7 +28,7 @@ class ReconstructionConfig:
     """Largest image width for feature tracking, px."""
     track_corners: int = 3500
     """Features followed at a time in each camera."""
-    dense_points_per_frame: int = 600
+    dense_points_per_frame: int = 1000
     """Extra initial points per training frame at depths interpolated between triangulated ones; 0 turns it off."""
     far_points: int = 8000
     """Initial points on the far shell, where the images have texture and no nearer point."""
@@ -44,18 +44,18 @@ class ReconstructionConfig:
 
     ssim_weight: float = 0.2
     """Weight of 1 - SSIM in the loss; the rest is the absolute difference."""
-    means_learning_rate_m: float = 0.01
-    """Step size of a Gaussian's centre at 10 m from the path, m; grows with distance, decays to a fiftieth."""
+    means_learning_rate_m: float = 0.04
+    """Step size of a Gaussian's centre at 10 m from the path, m; grows with distance, decays to a tenth."""
     fit_exposure: bool = True
     """Whether each training image gets its own gain and offset, so that exposure changes do not become geometry."""
     opacity_penalty: float = 0.01
     """Weight of the mean opacity off the road in the loss, as in 3DGS-MCMC; lets useless Gaussians die."""
-    scale_penalty: float = 0.01
+    scale_penalty: float = 0.05
     """Weight of the mean standard deviation over distance in the loss."""
     ground_opacity_weight: float = 0.1
     """Weight of the missing opacity on rays that point below the horizon."""
 
-    densify_every: int = 100
+    densify_every: int = 50
     """Iterations between relocations of dead Gaussians and growth."""
     densify_until_share: float = 0.8
     """Share of the iterations after which the number of Gaussians stays; 0 to 1."""

@@ -21,23 +21,28 @@ class Target:
 
     Attributes:
         image: uint8 [H, W, 3] RGB.
-        T_camera_world: float32 [1, 4, 4].
+        T_camera_world, T_world_camera: float32 [1, 4, 4].
         K: float32 [1, 3, 3], px.
-        directions: float32 [H, W, 3], unit world directions of the pixel centres.
     """
 
     image: Tensor
-    T_camera_world: Tensor
-    K: Tensor
-    directions: Float[Tensor, "h w 3"]
+    T_camera_world: Float[Tensor, "1 4 4"]
+    T_world_camera: Float[Tensor, "1 4 4"]
+    K: Float[Tensor, "1 3 3"]
 
     def pixels(self) -> Float[Tensor, "h w 3"]:
         """The image as float32 0..1."""
         return self.image.float() / 255.0
 
+    def directions(self) -> Float[Tensor, "h w 3"]:
+        """Unit world directions of the pixel centres; not kept, because a drive of them fills the memory."""
+        height, width = self.image.shape[:2]
+        return view_directions(self.K, self.T_world_camera, width, height)[0]
+
     def to(self, device: str) -> "Target":
         """The same target on `device`."""
-        return Target(*(tensor.to(device) for tensor in (self.image, self.T_camera_world, self.K, self.directions)))
+        tensors = (self.image, self.T_camera_world, self.T_world_camera, self.K)
+        return Target(*(tensor.to(device) for tensor in tensors))
 
 
 def make_target(view: View, reduction: int = 1) -> Target:
@@ -46,12 +51,8 @@ def make_target(view: View, reduction: int = 1) -> Target:
     if reduction > 1:
         size = (max(1, camera.width_px // reduction), max(1, camera.height_px // reduction))
         camera, image = camera.resized(*size), np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    T_camera_world, T_world_camera, K = (
-        torch.from_numpy(value.astype(np.float32))[None]
-        for value in (view.T_camera_world, view.T_world_camera, camera.K)
-    )
-    directions = view_directions(K, T_world_camera, camera.width_px, camera.height_px)[0]
-    return Target(torch.from_numpy(image), T_camera_world, K, directions)
+    matrices = (view.T_camera_world, view.T_world_camera, camera.K)
+    return Target(torch.from_numpy(image), *(torch.from_numpy(m.astype(np.float32))[None] for m in matrices))
 
 
 def draw(
@@ -62,4 +63,4 @@ def draw(
     views = rasterize(
         gaussians, target.T_camera_world, target.K, width, height, backend=backend, means_px_offset=means_px_offset
     )
-    return compose(views, sky, target.directions[None])[0], views
+    return compose(views, sky, target.directions()[None])[0], views

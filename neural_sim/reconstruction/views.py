@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from neural_sim.cameras import Camera
+from neural_sim.cameras import Camera, require_pinhole
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.errors import InputError
 from neural_sim.frames import invert_pose
@@ -86,6 +86,7 @@ def check_clip(clip: Clip) -> None:
     if not clip.cameras:
         raise InputError(f"{where}: has no camera; reconstruction needs images, ingest the clip with its cameras")
     for name, frames in clip.cameras.items():
+        require_pinhole(frames.camera, "reconstruction")
         if len(frames.t_us) < MIN_FRAMES:
             raise InputError(
                 f"{where}: camera {name} has {len(frames.t_us)} frames; expected at least {MIN_FRAMES}; "

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neural_sim.cameras import require_pinhole
 from neural_sim.frames import interpolate_poses, invert_pose
 from neural_sim.gaussians import Gaussians, transform_gaussians
 from neural_sim.rendering.rasterize import choose_backend, rasterize
@@ -51,6 +52,8 @@ class SplatRenderer:
 
         Road users without Gaussians are not drawn, nor are actors of the scene that a request does not place.
         """
+        for request in requests:
+            require_pinhole(request.camera, "the splat renderer")
         images: list[RenderedImage | None] = [None] * len(requests)
         for indices in _batches(requests):
             batch = [requests[i] for i in indices]

@@ -1,7 +1,8 @@
 """The `.usdz` container: a stored zip with 64-byte aligned members, written reproducibly and read with suspicion."""
 
+import contextlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from neural_sim.artifacts import atomic_file
@@ -33,22 +34,34 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             archive.writestr(_member_info(name, start), content)
 
 
+def member_names(path: Path) -> list[str]:
+    """Names of the members of the archive at `path`. Raises `InputError` as `read_members` does."""
+    with _opened(path) as archive:
+        return archive.namelist()
+
+
 def read_members(path: Path, names: Iterable[str], maker: str) -> dict[str, bytes]:
     """Contents of the members `names` of the archive at `path`.
 
     Raises `InputError` when the file is missing, not a zip or damaged, when any member's name leaves the archive, is
     repeated, compressed, encrypted or too large, or when one of `names` is missing; `maker` says what would write it.
     """
+    with _opened(path) as archive:
+        present = set(archive.namelist())
+        for name in names:
+            if name not in present:
+                raise InputError(f"{path}: member {name} is missing; {maker}")
+        return {name: archive.read(name) for name in names}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
         raise InputError(f"{path}: no such scene file; make one with `roadloop reconstruct`")
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, path)
-            present = set(archive.namelist())
-            for name in names:
-                if name not in present:
-                    raise InputError(f"{path}: member {name} is missing; {maker}")
-            return {name: archive.read(name) for name in names}
+            yield archive
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
         raise InputError(f"{path}: not a whole .usdz (zip) file ({error}); write or download it again") from error
 

@@ -30,10 +30,11 @@ from neural_sim.clips.storage import (
 from neural_sim.errors import InputError
 from neural_sim.gaussians import Gaussians
 from neural_sim.road_users import CATEGORIES, Track
-from neural_sim.scenes.archive import read_members, write_archive
+from neural_sim.scenes.archive import member_names, read_members, write_archive
 from neural_sim.scenes.ground_ply import encode_ply
 from neural_sim.scenes.nurec_json import metadata_yaml, rig_trajectories_json, sequence_tracks_json
 from neural_sim.scenes.nurec_payload import encode_volume
+from neural_sim.scenes.nurec_scene import RIG_FILE, read_nurec_scene
 from neural_sim.scenes.scene import GroundMesh, Scene
 from neural_sim.scenes.tensor_members import (
     decode_arrays,
@@ -81,11 +82,14 @@ def write_scene(scene: Scene, path: Path) -> None:
 
 
 def read_scene(path: Path) -> Scene:
-    """Read a scene file that `write_scene` wrote, exactly as it was.
+    """Read a scene file that `write_scene` wrote, exactly as it was, or one of NVIDIA's by `read_nurec_scene`.
 
     Raises `InputError` naming file and member when the archive is damaged or unsafe, when a member is missing or not
     whole, when the format version is not known, or when values are malformed.
     """
+    names = member_names(path)
+    if RIG_FILE in names and not {RECORD, ARRAYS, GAUSSIANS} & set(names):
+        return read_nurec_scene(path)
     members = read_members(path, (RECORD, ARRAYS, GAUSSIANS), _MAKER)
     where = f"{path}: {RECORD}"
     record = parse_json_object(members[RECORD], where)

@@ -38,33 +38,41 @@ class CameraRig:
         t_us: int,
         before: Float[np.ndarray, "b 3"],
         now: Float[np.ndarray, "b 3"],
-        actors: Mapping[str, Float[np.ndarray, "4 4"]],
+        closed: Float[np.ndarray, "b 4 4"],
+        actors: Sequence[Mapping[str, Float[np.ndarray, "4 4"]]],
     ) -> Frame:
         """Images uint8 [B, H, W, 3] by camera name at `t_us`.
 
         `before`, `now`: rig poses (x, y, yaw not wrapped; world, m, rad) one control step earlier and at `t_us`; the
-        pose when the shutter opened lies between them. `actors`: box poses by track id.
+        pose when the shutter opened lies between them. `closed`: T_world_rig of `now` on the ground. `actors`: box
+        poses by track id, for each rollout.
         """
-        closed = self._ground.settle(now)
+        opened = {0: closed}
         requests: list[RenderRequest] = []
         for camera in self.cameras:
-            opened = closed
-            if camera.shutter_us > 0:
+            if camera.shutter_us not in opened:
                 share = min(camera.shutter_us / self._step_us, 1.0)
-                opened = self._ground.settle(now + share * (before - now))
-            requests += [
-                RenderRequest(camera, rig_open @ camera.T_rig_camera, rig_close @ camera.T_rig_camera, actors, t_us)
-                for rig_open, rig_close in zip(opened, closed, strict=True)
-            ]
+                opened[camera.shutter_us] = self._ground.settle(now + share * (before - now))
+            at_open = opened[camera.shutter_us] @ camera.T_rig_camera
+            at_close = closed @ camera.T_rig_camera
+            requests += [RenderRequest(camera, at_open[b], at_close[b], actors[b], t_us) for b in range(len(now))]
         return self._frame(self._renderer.render(requests), len(now))
 
     def _frame(self, images: Sequence[RenderedImage], batch_size: int) -> Frame:
         frame: dict[str, np.ndarray] = {}
         for c, camera in enumerate(self.cameras):
-            pixels = np.stack([to_uint8(image.rgb) for image in images[c * batch_size : (c + 1) * batch_size]])
+            pixels = _stacked(images[c * batch_size : (c + 1) * batch_size])
             pixels.flags.writeable = False
             frame[camera.name] = pixels
         return frame
+
+
+def _stacked(images: Sequence[RenderedImage]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Images of a camera as bytes; one image given for all rollouts is converted once."""
+    if all(image is images[0] for image in images):
+        pixels = to_uint8(images[0].rgb)
+        return np.broadcast_to(pixels, (len(images), *pixels.shape)).copy()
+    return np.stack([to_uint8(image.rgb) for image in images])
 
 
 def to_uint8(rgb: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

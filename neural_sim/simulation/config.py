@@ -1,13 +1,19 @@
 """Settings of the closed loop."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from controllers.config import ControllerConfig
 from controllers.vehicle_parameters import VehicleParameters
 from neural_sim.errors import InputError
+from neural_sim.road_users import EgoVehicle
 from neural_sim.simulation.ego_noise import EgoNoiseConfig
+from neural_sim.simulation.idm import IdmConfig
 from neural_sim.simulation.observation import HISTORY_STEP_US, HISTORY_STEPS, ImageFormat
+from neural_sim.simulation.route import RouteConfig
 from neural_sim.simulation.vehicle import VehicleLimits
+
+TrafficKind = Literal["replay", "idm"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,24 @@ class SimulationConfig:
     """The controller that follows the plans."""
     vehicle: VehicleParameters = field(default_factory=VehicleParameters)
     """Parameters of the vehicle model."""
+    vehicle_from_scene: bool = False
+    """Take the wheelbase from the scene's ego car; the axles keep their shares of it, the rest is as in `vehicle`."""
     limits: VehicleLimits = field(default_factory=VehicleLimits)
     """Limits of the actuators."""
+    traffic: TrafficKind = "replay"
+    """`replay`: others drive as logged; `idm`: moving vehicles follow their logged paths and keep their distance."""
+    idm: IdmConfig = field(default_factory=IdmConfig)
+    """The reactive vehicles of `traffic: idm`."""
+    navigation_from_route: bool = False
+    """Whether a scene without recorded instructions gets them from its route ("turn left", ...). The policy must have
+    been trained with such texts."""
+    route: RouteConfig = field(default_factory=RouteConfig)
+    """The route ahead and the commands made from it."""
 
     def __post_init__(self) -> None:
         self._check_positive()
+        if self.traffic not in get_args(TrafficKind):
+            raise InputError(f"simulation.traffic is {self.traffic!r}, expected replay or idm")
         if self.plan_delay_us < 0 or self.min_traffic_duration_s < 0:
             raise InputError(
                 f"simulation.plan_delay_us is {self.plan_delay_us} and simulation.min_traffic_duration_s is "
@@ -70,6 +89,18 @@ class SimulationConfig:
     def warmup_steps(self) -> int:
         """Control steps of the warm-up."""
         return self.warmup_us // self.control_step_us
+
+    def vehicle_of(self, ego: EgoVehicle) -> VehicleParameters:
+        """Parameters for a scene with this ego car; `vehicle` unless `vehicle_from_scene`."""
+        if not self.vehicle_from_scene:
+            return self.vehicle
+        share = ego.wheelbase_m / self.vehicle.wheelbase_m
+        return replace(
+            self.vehicle,
+            wheelbase_m=ego.wheelbase_m,
+            rear_axle_to_cg_m=share * self.vehicle.rear_axle_to_cg_m,
+            front_axle_to_cg_m=share * self.vehicle.front_axle_to_cg_m,
+        )
 
     def frame_stride(self, images: ImageFormat) -> int:
         """Control steps between two frames of an observation.

@@ -9,6 +9,7 @@ from neural_sim.trajectory import Trajectory
 
 # Recorded poses jitter by centimetres from one to the next, so rates are taken over this window.
 RATE_WINDOW_US = 400_000
+NEAREST_STEP_US = 20_000
 
 
 class ExpertPath:
@@ -39,6 +40,19 @@ class ExpertPath:
         before, after = self.planar_at(np.array([before_us, after_us]))
         span_s = max((after_us - before_us) * 1e-6, 1e-6)
         return float(np.hypot(*(after - before)[:2])) / span_s, float(after[2] - before[2]) / span_s
+
+    def nearest_time(
+        self, xy_m: Float[np.ndarray, "b 2"], around_us: Int[np.ndarray, "b"], reach_us: int = 3_000_000
+    ) -> Int[np.ndarray, "b"]:
+        """Time within `reach_us` of `around_us` at which the expert was nearest to each point, us; world frame, m.
+
+        The window keeps a path that crosses itself from being cut short. Of equally near times the earliest counts.
+        """
+        offsets_us = np.arange(-reach_us, reach_us + 1, NEAREST_STEP_US)
+        query_us = np.clip(around_us[:, None] + offsets_us, self.start_us, self.end_us)
+        path = self.planar_at(query_us.ravel())[:, :2].reshape(*query_us.shape, 2)
+        squared = ((path - xy_m[:, None]) ** 2).sum(axis=-1)
+        return query_us[np.arange(len(query_us)), squared.argmin(axis=1)]
 
     def future(self, t_us: int) -> tuple[Float[np.ndarray, "64 3"], Bool[np.ndarray, "64"]]:
         """Poses 0.1 s to 6.4 s after `t_us` (world, m and rad, yaw not wrapped) and which of them are in the log."""

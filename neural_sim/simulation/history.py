@@ -9,11 +9,12 @@ from neural_sim.frames import wrap_angle
 from neural_sim.simulation.observation import HISTORY_STEP_US, HISTORY_STEPS, PLAN_STEPS, ImageFormat, Observation
 from neural_sim.simulation.record import RolloutRecord, SimulationEvent
 from neural_sim.simulation.state import SimulatorState, StepEntry
-from neural_sim.simulation.traffic import ReplayedTraffic
 
 
-def observe(state: SimulatorState, images: ImageFormat, control_step_us: int, navigation: str) -> Observation:
-    """The observation of all rollouts at the present of `state`, with `navigation` as their instruction."""
+def observe(
+    state: SimulatorState, images: ImageFormat, control_step_us: int, navigation: tuple[str, ...]
+) -> Observation:
+    """The observation of all rollouts at the present of `state`, with `navigation` as their instructions."""
     batch_size, stride = len(state.seeds), images.frame_interval_us // control_step_us
     shown = state.frames[::-1][::stride][: images.num_frames][::-1]
     ages_us = np.arange(images.num_frames - 1, -1, -1) * images.frame_interval_us
@@ -24,7 +25,7 @@ def observe(state: SimulatorState, images: ImageFormat, control_step_us: int, na
         images={name: np.stack([frame[name] for frame in shown], axis=1) for name in names},
         image_times_us={name: times_us.copy() for name in names},
         ego_history=ego_history(state.entries, control_step_us),
-        navigation=(navigation,) * batch_size,
+        navigation=navigation,
     )
 
 
@@ -60,7 +61,7 @@ def _relative_to_last(values: Float[np.ndarray, "b h 4"]) -> Float[np.ndarray, "
 
 
 def rollout_records(
-    state: SimulatorState, traffic: ReplayedTraffic, rollout_indices: Sequence[int]
+    state: SimulatorState, actor_ids: tuple[str, ...], rollout_indices: Sequence[int]
 ) -> list[RolloutRecord]:
     """The past of `state` as one record per rollout, numbered by `rollout_indices`."""
     entries = state.entries
@@ -72,7 +73,7 @@ def rollout_records(
     velocity = np.stack([entry.velocity for entry in entries], axis=1)
     acceleration = np.stack([entry.acceleration_mps2 for entry in entries], axis=1)
     steering = np.stack([entry.steering_rad for entry in entries], axis=1)
-    actor_planar = traffic.planar[: len(entries)]
+    actor_planar = _actor_planar(entries, len(state.seeds))
     return [
         RolloutRecord(
             scene_id=state.scene_id,
@@ -86,12 +87,21 @@ def rollout_records(
             steering_rad=steering[b].copy(),
             estimated_planar=estimated[b].copy(),
             plans=plans[b].copy(),
-            actor_ids=traffic.track_ids,
-            actor_planar=actor_planar,
+            actor_ids=actor_ids,
+            actor_planar=actor_planar[b],
             events=events_of(state.events, b),
         )
         for b, rollout_index in enumerate(rollout_indices)
     ]
+
+
+def _actor_planar(entries: Sequence[StepEntry], batch_size: int) -> Sequence[Float[np.ndarray, "t n 3"]]:
+    """(x, y, yaw) of the road users at every step, for each rollout; one array for all where traffic is shared."""
+    steps = [entry.traffic.planar for entry in entries]
+    if all(len(step) == 1 for step in steps):
+        return [np.concatenate(steps)] * batch_size
+    rows = [step if len(step) == batch_size else np.repeat(step, batch_size, axis=0) for step in steps]
+    return list(np.stack(rows, axis=1))
 
 
 def events_of(events: Sequence[tuple[int, SimulationEvent]], rollout: int) -> tuple[SimulationEvent, ...]:

@@ -7,17 +7,31 @@ from controllers.reference import WorldPlan, world_plan
 from neural_sim.errors import InputError
 from neural_sim.simulation.observation import PLAN_STEP_US, PLAN_STEPS
 
+BACKWARDS_M = 0.5
+STANDING_WITHIN_M = 0.1
+DRIVING_MPS = 1.0
+ODD_PLAN_DETAILS = {
+    "plan_backwards": "the plan goes backwards; the car does not reverse and stands instead",
+    "plan_stands_still": "the plan stands still while the car drives; it brakes to a stop",
+}
+
 
 def checked_plans(plans: Float[np.ndarray, "b 64 3"], batch_size: int) -> Float[np.ndarray, "b 64 3"]:
-    """A float64 copy of `plans`. Raises `InputError` when the array is not numbers of shape [B, 64, 3]."""
+    """A float64 copy of `plans`, shorter ones filled with NaN, which makes them rejected.
+
+    Raises `InputError` when the array is not numbers of shape [B, 64 or less, 3].
+    """
     plans = np.asarray(plans)
     expected = (batch_size, PLAN_STEPS, 3)
-    if plans.shape != expected or not np.issubdtype(plans.dtype, np.number):
+    fits = plans.ndim == 3 and plans.shape[::2] == expected[::2] and plans.shape[1] <= PLAN_STEPS
+    if not fits or not np.issubdtype(plans.dtype, np.number):
         raise InputError(
             f"plans: found {plans.dtype} of shape {plans.shape}, expected numbers of shape {expected} "
             "(rollouts, 0.1 s steps, (x, y, yaw) in the rig frame); convert the policy's output"
         )
-    return plans.astype(np.float64)
+    filled = np.full(expected, np.nan)
+    filled[:, : plans.shape[1]] = plans
+    return filled
 
 
 def drivable_rows(plans: Float[np.ndarray, "b 64 3"], max_step_m: float) -> Bool[np.ndarray, "b"]:
@@ -36,6 +50,25 @@ def rejection_detail(plan: Float[np.ndarray, "64 3"], max_step_m: float) -> str:
     step_m = _step_lengths_m(plan[None])[0]
     worst = int(np.argmax(step_m))
     return f"jumps {step_m[worst]:.4g} m into step {worst}, at most {max_step_m:g} m in 0.1 s are accepted"
+
+
+def odd_plans(
+    plans: Float[np.ndarray, "b 64 3"], speed_mps: Float[np.ndarray, "b"]
+) -> dict[str, Bool[np.ndarray, "b"]]:
+    """Which plans (rig frame, m and rad) are drivable and yet unlikely to be meant, by kind of event.
+
+    - `plan_backwards`: moves more than `BACKWARDS_M` against its own headings. Such steps count as standing still.
+    - `plan_stands_still`: never leaves the place while the car drives. The car brakes to a stop.
+    """
+    finite = np.asarray(np.isfinite(plans).all(axis=(1, 2)))
+    known = np.where(finite[:, None, None], plans, 0.0)
+    steps = np.diff(known[..., :2], axis=1, prepend=0.0)
+    forward_m = np.cos(known[..., 2]) * steps[..., 0] + np.sin(known[..., 2]) * steps[..., 1]
+    reach_m = np.hypot(known[..., 0], known[..., 1]).max(axis=1)
+    return {
+        "plan_backwards": finite & (np.minimum(forward_m, 0.0).sum(axis=1) < -BACKWARDS_M),
+        "plan_stands_still": finite & (reach_m < STANDING_WITHIN_M) & (speed_mps > DRIVING_MPS),
+    }
 
 
 def placed_plan(plans: Float[np.ndarray, "b 64 3"], ego_planar: Float[np.ndarray, "b 3"], t_us: int) -> WorldPlan:

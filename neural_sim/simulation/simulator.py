@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from controllers.interface import VehicleState
+from controllers.choice import make_controller
+from controllers.interface import ControlCommand, Controller, VehicleState
 from controllers.lateral import cross_track
 from controllers.plan_delay import PlanDelay
 from controllers.reference import WorldPlan, nearest_point, replace_rows, travelled_at
-from controllers.tracking import TrackingController
 from neural_sim.clips.clip import navigation_at
 from neural_sim.errors import InputError
 from neural_sim.frames import wrap_angle
@@ -20,13 +20,24 @@ from neural_sim.simulation.camera_rig import CameraRig, Frame
 from neural_sim.simulation.config import SimulationConfig
 from neural_sim.simulation.ego_noise import ego_pose_errors, estimated_pose
 from neural_sim.simulation.expert import ExpertPath
+from neural_sim.simulation.expert_query import expert_query_plans
 from neural_sim.simulation.ground import ExpertGround
 from neural_sim.simulation.history import events_of, observe, rollout_records
+from neural_sim.simulation.idm import IdmTraffic
 from neural_sim.simulation.observation import ImageFormat, Observation
-from neural_sim.simulation.plans import checked_plans, drivable_rows, placed_plan, rejection_detail
+from neural_sim.simulation.plans import (
+    ODD_PLAN_DETAILS,
+    checked_plans,
+    drivable_rows,
+    odd_plans,
+    placed_plan,
+    rejection_detail,
+)
 from neural_sim.simulation.record import RolloutRecord, SimulationEvent
+from neural_sim.simulation.route import COMMAND_TEXTS, Command, command_of, make_route
+from neural_sim.simulation.scene_checks import scene_events
 from neural_sim.simulation.state import SimulatorState, StepEntry, StepInfo
-from neural_sim.simulation.traffic import replay_traffic
+from neural_sim.simulation.traffic import TrafficModelFactory, TrafficStep, replay_traffic
 from neural_sim.simulation.vehicle import planar_pose, rig_acceleration, rig_velocity, step_vehicle
 from neural_sim.simulation.warmup import replay_log
 
@@ -35,20 +46,37 @@ class Simulator:
     """Drives B rollouts of one scene in lock step.
 
     Each step takes one plan per rollout, queues it, lets the controller follow the plan that is due, moves the
-    vehicles, settles them on the ground and renders the next images. The results of a rollout depend on the scene, the
+    vehicles and the traffic, settles the ego on the ground and renders the next images. The
+    results of a rollout depend on the scene, the
     configuration, its seed and its plans, and not on the other rollouts of the batch.
     """
 
-    def __init__(self, scene: Scene, renderer: Renderer, config: SimulationConfig, images: ImageFormat) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        renderer: Renderer,
+        config: SimulationConfig,
+        images: ImageFormat,
+        traffic: TrafficModelFactory | None = None,
+    ) -> None:
+        """`traffic` makes a model of other road users from their log, in place of `config.traffic`."""
         self.scene, self.config, self.images = scene, config, images
         self._frame_stride = config.frame_stride(images)
         self._expert = ExpertPath(scene.expert)
         self._ground = ExpertGround(scene.expert)
         self._rig = CameraRig(scene.cameras, renderer, self._ground, images, config.control_step_us)
-        self._controller = TrackingController(config.vehicle, config.controller, config.control_step_us)
+        self._vehicle = config.vehicle_of(scene.ego_vehicle)
+        self.controller: Controller = make_controller(self._vehicle, config.controller, config.control_step_us)
         self._start_us = self._first_time_us()
         self._times_us = self._step_times_us()
-        self._traffic = replay_traffic(scene.tracks, self._times_us, config.min_traffic_duration_s)
+        self._log = replay_traffic(scene.tracks, self._times_us, config.min_traffic_duration_s)
+        if traffic is not None:
+            self._traffic = traffic(self._log, scene.ego_vehicle)
+        else:
+            reactive = config.traffic == "idm"
+            self._traffic = IdmTraffic(self._log, scene.ego_vehicle, config.idm) if reactive else self._log
+        self._scene_events = scene_events(scene, self._log, self._start_us)
+        self._route = make_route(scene.expert, scene.road_map, config.route)
         self._current: SimulatorState | None = None
 
     def reset(self, seeds: Sequence[int]) -> Observation:
@@ -60,20 +88,23 @@ class Simulator:
             raise InputError(f"seeds: found {list(seeds)}, expected at least one, none negative")
         config, batch_size = self.config, len(seeds)
         errors = ego_pose_errors(config.ego_noise, seeds, len(self._times_us), config.control_step_us * 1e-6)
-        replayed = list(replay_log(self._expert, self._controller, config, self._start_us))
-        states = [_repeat_state(vehicle, batch_size) for _, vehicle, _ in replayed]
-        entries = tuple(self._entry(k, vehicle, errors) for k, vehicle in enumerate(states))
-        delay = replayed[-1][2]
+        replayed = list(replay_log(self._expert, self.controller, self._vehicle, config, self._start_us))
+        states = [_repeat_state(vehicle, batch_size) for vehicle, _, _ in replayed]
+        traffic: list[TrafficStep] = [self._log.at(k) for k in range(len(states))]
+        traffic[-1] = self._traffic.start(traffic[-1], len(states) - 1, batch_size)
+        entries = tuple(self._entry(k, states[k], errors, traffic[k]) for k in range(len(states)))
+        _, delay, command = replayed[-1]
         self._current = SimulatorState(
             scene_id=self.scene.scene_id,
             seeds=tuple(int(seed) for seed in seeds),
             pose_errors=errors,
             vehicle=states[-1],
             delay=replace(delay, entries=tuple((t, _repeat_plan(plan, batch_size)) for t, plan in delay.entries)),
+            command=_repeat_command(command, batch_size),
             entries=entries,
             plans=(None,) * (len(entries) - 1),
             frames=self._warmup_frames(entries),
-            events=(),
+            events=tuple((b, event) for b in range(batch_size) for event in self._scene_events),
         )
         return self.observation()
 
@@ -89,28 +120,38 @@ class Simulator:
         plans = checked_plans(plans, len(state.seeds))
         delay, accepted = self._queue(state, plans)
         followed = delay.at(self.t_us)
-        command = self._controller.command(state.vehicle, followed, self.t_us)
+        command = self.controller.command(state.vehicle, followed, self.t_us, state.command)
         step_s = self.config.control_step_us * 1e-6
-        vehicle = step_vehicle(state.vehicle, command, step_s, self.config.vehicle, self.config.limits)
-        entry = self._entry(len(state.entries), vehicle, state.pose_errors)
-        events = self._events(state, plans, accepted, entry)
+        vehicle = step_vehicle(state.vehicle, command, step_s, self._vehicle, self.config.limits)
+        now, step = state.now, len(state.entries)
+        traffic = self._traffic.advance(now.traffic, step, now.planar, now.velocity)
+        entry = self._entry(step, vehicle, state.pose_errors, traffic)
+        events = self._events(state, plans, accepted, command, entry)
         handed_over = plans.astype(np.float32)
         handed_over.flags.writeable = False
         self._current = replace(
             state,
             vehicle=vehicle,
             delay=delay,
+            command=command,
             entries=(*state.entries, entry),
             plans=(*state.plans, handed_over),
-            frames=(*state.frames[1:], self._render(len(state.entries), state.now.planar, entry.planar)),
+            frames=(*state.frames[1:], self._render(now, entry)),
             events=(*state.events, *events),
         )
         return self.observation(), self._info(entry, followed, accepted, events)
 
     def observation(self) -> Observation:
         """The observation at the present time; `reset` and `step` return the same."""
-        navigation = navigation_at(self.scene.navigation, self.t_us)
-        return observe(self._state, self.images, self.config.control_step_us, navigation)
+        return observe(self._state, self.images, self.config.control_step_us, self._navigation())
+
+    def waypoints(self) -> Float[np.ndarray, "b 20 2"]:
+        """The route ahead of each rollout: 20 points over 80 m in its true rig frame, m; NaN after the route's end."""
+        return self._route.waypoints(self._state.now.planar)
+
+    def commands(self) -> tuple[Command, ...]:
+        """LEFT, RIGHT, STRAIGHT or UNKNOWN for each rollout, from its waypoints."""
+        return command_of(self.waypoints(), self.config.route)
 
     def save_state(self) -> SimulatorState:
         """The state now. It is immutable: later steps do not change it, and it can be restored any number of times."""
@@ -131,7 +172,18 @@ class Simulator:
         indices = range(len(self._state.seeds)) if rollout_indices is None else rollout_indices
         if len(indices) != len(self._state.seeds):
             raise InputError(f"rollout indices: found {len(indices)}, expected {len(self._state.seeds)}")
-        return rollout_records(self._state, self._traffic, indices)
+        return rollout_records(self._state, self._log.track_ids, indices)
+
+    def expert_query(self) -> Float[np.ndarray, "b 64 3"]:
+        """Plans that lead each rollout from its true state back to the expert; see `expert_query_plans`.
+
+        (x, y, yaw) 0.1 s to 6.4 s from now, world frame, m and rad, yaw not wrapped.
+        """
+        return expert_query_plans(self._state.vehicle, self._expert, self.controller, self.config, self.t_us)
+
+    def nearest_expert_time(self, around_us: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+        """When the expert was nearest to each rollout, us, searched within 3 s of `around_us`."""
+        return self._expert.nearest_time(self._state.now.planar[:, :2], around_us)
 
     def expert_future(self, t_us: int | None = None) -> tuple[Float[np.ndarray, "64 3"], Bool[np.ndarray, "64"]]:
         """The expert's (x, y, yaw) 0.1 s to 6.4 s after `t_us` (now if not given) and whether the log has them.
@@ -192,7 +244,15 @@ class Simulator:
             )
         return times_us
 
-    def _entry(self, step: int, vehicle: VehicleState, errors: Float[np.ndarray, "b t 3"]) -> StepEntry:
+    def _navigation(self) -> tuple[str, ...]:
+        """Recorded instructions, or those of the route where there are none and the configuration asks for them."""
+        if self.scene.navigation or not self.config.navigation_from_route:
+            return (navigation_at(self.scene.navigation, self.t_us),) * len(self._state.seeds)
+        return tuple(COMMAND_TEXTS[command] for command in self.commands())
+
+    def _entry(
+        self, step: int, vehicle: VehicleState, errors: Float[np.ndarray, "b t 3"], traffic: TrafficStep
+    ) -> StepEntry:
         planar = planar_pose(vehicle)
         return StepEntry(
             t_us=int(self._times_us[step]),
@@ -200,9 +260,10 @@ class Simulator:
             planar=planar,
             estimated=estimated_pose(planar, errors[:, step]),
             T_world_rig=self._ground.settle(planar),
-            velocity=rig_velocity(vehicle, self.config.vehicle),
-            acceleration_mps2=rig_acceleration(vehicle, self.config.vehicle),
+            velocity=rig_velocity(vehicle, self._vehicle),
+            acceleration_mps2=rig_acceleration(vehicle, self._vehicle),
             steering_rad=vehicle.steering_rad.copy(),
+            traffic=traffic,
         )
 
     def _queue(self, state: SimulatorState, plans: Float[np.ndarray, "b 64 3"]) -> tuple[PlanDelay, np.ndarray]:
@@ -214,17 +275,39 @@ class Simulator:
         return state.delay.push(self.t_us, plan), accepted
 
     def _events(
-        self, state: SimulatorState, plans: Float[np.ndarray, "b 64 3"], accepted: np.ndarray, entry: StepEntry
+        self,
+        state: SimulatorState,
+        plans: Float[np.ndarray, "b 64 3"],
+        accepted: np.ndarray,
+        command: ControlCommand,
+        entry: StepEntry,
     ) -> list[tuple[int, SimulationEvent]]:
         limit_mps = self.config.max_speed_mps
         events: list[tuple[int, SimulationEvent]] = []
         for b in np.flatnonzero(~accepted):
             detail = rejection_detail(plans[b], self.config.max_plan_step_m)
             events.append((int(b), SimulationEvent(state.now.t_us, "plan_rejected", detail)))
+        events += [(b, SimulationEvent(state.now.t_us, "solver_failed", reason)) for b, reason in command.failures]
+        events += self._odd_plan_events(state, plans)
         speed_mps = entry.velocity[:, 0]
         for b in np.flatnonzero((speed_mps > limit_mps) & (state.now.velocity[:, 0] <= limit_mps)):
             detail = f"{speed_mps[b]:.4g} m/s exceeds {limit_mps:g} m/s"
             events.append((int(b), SimulationEvent(entry.t_us, "speed_out_of_bounds", detail)))
+        return events
+
+    def _odd_plan_events(
+        self, state: SimulatorState, plans: Float[np.ndarray, "b 64 3"]
+    ) -> list[tuple[int, SimulationEvent]]:
+        """Told when it begins, not at every step that it lasts."""
+        odd = odd_plans(plans, state.now.velocity[:, 0])
+        before = state.plans[-1]
+        events: list[tuple[int, SimulationEvent]] = []
+        for kind, rows in odd.items():
+            if before is not None and rows.any():
+                rows = rows & ~odd_plans(before.astype(float), state.entries[-2].velocity[:, 0])[kind]
+            events += [
+                (int(b), SimulationEvent(state.now.t_us, kind, ODD_PLAN_DETAILS[kind])) for b in np.flatnonzero(rows)
+            ]
         return events
 
     def _info(
@@ -245,8 +328,9 @@ class Simulator:
             along_track_m=here.travelled_m - travelled_at(followed, np.array([entry.t_us]))[:, 0],
         )
 
-    def _render(self, step: int, before: Float[np.ndarray, "b 3"], now: Float[np.ndarray, "b 3"]) -> Frame:
-        return self._rig.render(int(self._times_us[step]), before, now, self._traffic.actors_at(step))
+    def _render(self, before: StepEntry, now: StepEntry) -> Frame:
+        actors = now.traffic.actors(self._log.track_ids, len(now.planar))
+        return self._rig.render(now.t_us, before.planar, now.planar, now.T_world_rig, actors)
 
     def _warmup_frames(self, entries: Sequence[StepEntry]) -> tuple[Frame, ...]:
         """The frames needed from the hand-over on, rendered for one rollout and shared by all."""
@@ -254,14 +338,23 @@ class Simulator:
         batch_size = len(entries[-1].planar)
         frames: list[Frame] = []
         for k in range(oldest, len(entries)):
-            before, now = entries[max(k - 1, 0)].planar[:1], entries[k].planar[:1]
-            frame = self._render(k, before, now)
+            actors = entries[k].traffic.actors(self._log.track_ids, batch_size)[:1]
+            before, now = entries[max(k - 1, 0)], entries[k]
+            frame = self._rig.render(now.t_us, before.planar[:1], now.planar[:1], now.T_world_rig[:1], actors)
             frames.append({c: np.broadcast_to(i, (batch_size, *i.shape[1:])) for c, i in frame.items()})
         return tuple(frames)
 
 
 def _repeat_state(vehicle: VehicleState, batch_size: int) -> VehicleState:
     return VehicleState(*(np.repeat(value, batch_size) for value in vars(vehicle).values()))
+
+
+def _repeat_command(command: ControlCommand, batch_size: int) -> ControlCommand:
+    """The answer to one vehicle as the answer to a batch of its copies."""
+    memory = None if command.memory is None else np.repeat(command.memory, batch_size, axis=0)
+    return ControlCommand(
+        np.repeat(command.steering_rad, batch_size), np.repeat(command.acceleration_mps2, batch_size), memory
+    )
 
 
 def _repeat_plan(plan: WorldPlan, batch_size: int) -> WorldPlan:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from controllers.interface import VehicleState
+from controllers.interface import ControlCommand, VehicleState
 from controllers.plan_delay import PlanDelay
 from neural_sim.simulation.camera_rig import Frame
 from neural_sim.simulation.record import SimulationEvent
+from neural_sim.simulation.traffic import TrafficStep
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class StepEntry:
         velocity: float64 [B, 3], rig-frame vx, vy (m/s) and yaw rate (rad/s).
         acceleration_mps2: float64 [B, 2], rig-frame longitudinal and lateral.
         steering_rad: float64 [B].
+        traffic: the other road users.
     """
 
     t_us: int
@@ -36,6 +38,7 @@ class StepEntry:
     velocity: Float[np.ndarray, "b 3"]
     acceleration_mps2: Float[np.ndarray, "b 2"]
     steering_rad: Float[np.ndarray, "b"]
+    traffic: TrafficStep
 
     def __post_init__(self) -> None:
         _freeze(vars(self).values())
@@ -51,6 +54,7 @@ class SimulatorState:
         pose_errors: float64 [B, T, 3], error of the estimated pose at every step of the simulation.
         vehicle: state of the vehicles now.
         delay: plans handed over and not yet out of use.
+        command: the controller's last answer, which holds what it remembers.
         entries: the past, the present last.
         plans: float32 [B, 64, 3] handed over at each entry but the last; None during the warm-up.
         frames: the newest frames, oldest first.
@@ -62,13 +66,14 @@ class SimulatorState:
     pose_errors: Float[np.ndarray, "b t 3"]
     vehicle: VehicleState
     delay: PlanDelay
+    command: ControlCommand
     entries: tuple[StepEntry, ...]
     plans: tuple[Float[np.ndarray, "b 64 3"] | None, ...]
     frames: tuple[Frame, ...]
     events: tuple[tuple[int, SimulationEvent], ...]
 
     def __post_init__(self) -> None:
-        _freeze([self.pose_errors, *vars(self.vehicle).values()])
+        _freeze([self.pose_errors, *vars(self.vehicle).values(), *vars(self.command).values()])
 
     @property
     def now(self) -> StepEntry:

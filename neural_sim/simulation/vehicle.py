@@ -9,10 +9,9 @@ from jaxtyping import Float
 from controllers.interface import ControlCommand, VehicleState
 from controllers.vehicle_parameters import VehicleParameters
 from neural_sim.errors import InputError
+from neural_sim.simulation.vehicle_kernel import advance, coefficients, lateral_rates
 
 LONGEST_SUBSTEP_S = 0.01
-# Rate at which lateral velocity and yaw rate approach their kinematic values at low speed, 1/s.
-KINEMATIC_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,12 @@ def step_vehicle(
 ) -> VehicleState:
     """Move B vehicles by `duration_s` under a constant command: midpoint rule in substeps of at most 10 ms."""
     substeps = max(1, ceil(duration_s / LONGEST_SUBSTEP_S - 1e-9))
-    step_s = duration_s / substeps
     steering = np.clip(command.steering_rad, -limits.max_steering_rad, limits.max_steering_rad)
     acceleration = np.clip(command.acceleration_mps2, -limits.max_deceleration_mps2, limits.max_acceleration_mps2)
-    columns = np.stack([np.asarray(value, float) for value in vars(state).values()])
-    for _ in range(substeps):
-        middle = columns + 0.5 * step_s * _derivative(columns, steering, acceleration, vehicle, limits)
-        # A braking car at rest has a negative speed at the midpoint, and would creep backwards.
-        np.maximum(middle[3], 0.0, out=middle[3])
-        columns = columns + step_s * _derivative(middle, steering, acceleration, vehicle, limits)
-        np.maximum(columns[3], 0.0, out=columns[3])
-    return VehicleState(*columns)
+    rows = np.stack([np.asarray(value, float) for value in vars(state).values()], axis=1)
+    rate_limits = np.array([limits.max_steering_rate_radps, limits.max_jerk_mps3])
+    advance(rows, steering, acceleration, duration_s / substeps, substeps, coefficients(vehicle), rate_limits)
+    return VehicleState(*np.ascontiguousarray(rows.T))
 
 
 def state_on_path(
@@ -90,9 +84,8 @@ def rig_velocity(state: VehicleState, vehicle: VehicleParameters) -> Float[np.nd
 
 def rig_acceleration(state: VehicleState, vehicle: VehicleParameters) -> Float[np.ndarray, "b 2"]:
     """Acceleration of the rear axle in the rig frame (longitudinal, lateral), m/s^2."""
-    lateral_rate, yaw_acceleration = _lateral_derivatives(
-        state.vx_mps, state.vy_mps, state.yaw_rate_radps, state.steering_rad, vehicle
-    )
+    motion = np.stack([state.vx_mps, state.vy_mps, state.yaw_rate_radps, state.steering_rad], axis=1)
+    lateral_rate, yaw_acceleration = lateral_rates(motion, coefficients(vehicle)).T
     slip_rate = np.where(
         state.vx_mps < vehicle.kinematic_below_mps, 0.0, lateral_rate - vehicle.rear_axle_to_cg_m * yaw_acceleration
     )
@@ -102,53 +95,3 @@ def rig_acceleration(state: VehicleState, vehicle: VehicleParameters) -> Float[n
 def _rear_slip(state: VehicleState, vehicle: VehicleParameters) -> Float[np.ndarray, "b"]:
     slip_mps = state.vy_mps - vehicle.rear_axle_to_cg_m * state.yaw_rate_radps
     return np.where(state.vx_mps < vehicle.kinematic_below_mps, 0.0, slip_mps)
-
-
-def _derivative(
-    columns: Float[np.ndarray, "8 b"],
-    steering_command: Float[np.ndarray, "b"],
-    acceleration_command: Float[np.ndarray, "b"],
-    vehicle: VehicleParameters,
-    limits: VehicleLimits,
-) -> Float[np.ndarray, "8 b"]:
-    """Time derivative of the eight states, in the order of the fields of `VehicleState`."""
-    _, _, yaw, vx, vy, yaw_rate, steering, acceleration = columns
-    slip = np.where(vx < vehicle.kinematic_below_mps, 0.0, vy - vehicle.rear_axle_to_cg_m * yaw_rate)
-    cosine, sine = np.cos(yaw), np.sin(yaw)
-    rate = np.empty_like(columns)
-    rate[0] = vx * cosine - slip * sine
-    rate[1] = vx * sine + slip * cosine
-    rate[2] = yaw_rate
-    rate[3] = acceleration
-    rate[4], rate[5] = _lateral_derivatives(vx, vy, yaw_rate, steering, vehicle)
-    rate[6] = _limited((steering_command - steering) / vehicle.steering_lag_s, limits.max_steering_rate_radps)
-    rate[7] = _limited((acceleration_command - acceleration) / vehicle.acceleration_lag_s, limits.max_jerk_mps3)
-    return rate
-
-
-def _limited(rate: Float[np.ndarray, "b"], limit: float) -> Float[np.ndarray, "b"]:
-    return np.minimum(np.maximum(rate, -limit), limit)
-
-
-def _lateral_derivatives(
-    vx: Float[np.ndarray, "b"],
-    vy: Float[np.ndarray, "b"],
-    yaw_rate: Float[np.ndarray, "b"],
-    steering: Float[np.ndarray, "b"],
-    vehicle: VehicleParameters,
-) -> tuple[Float[np.ndarray, "b"], Float[np.ndarray, "b"]]:
-    """Time derivatives of lateral velocity (m/s^2) and yaw rate (rad/s^2)."""
-    front, rear = 2 * vehicle.front_cornering_npr, 2 * vehicle.rear_cornering_npr
-    lf, lr = vehicle.front_axle_to_cg_m, vehicle.rear_axle_to_cg_m
-    mass, inertia = vehicle.mass_kg, vehicle.yaw_inertia_kgm2
-    slow = vx < vehicle.kinematic_below_mps
-    # The dynamic branch is computed for slow vehicles too and thrown away, so its divisor must not vanish.
-    speed = np.maximum(vx, vehicle.kinematic_below_mps)
-    balance = (lf * front - lr * rear) / speed
-    dynamic_vy = -(front + rear) / (mass * speed) * vy + (-speed - balance / mass) * yaw_rate + front / mass * steering
-    damping = (lf * lf * front + lr * lr * rear) / (inertia * speed)
-    dynamic_r = -balance / inertia * vy - damping * yaw_rate + lf * front / inertia * steering
-    turn = vx * steering / vehicle.wheelbase_m
-    kinematic_vy = KINEMATIC_RATE * (turn * lr - vy)
-    kinematic_r = KINEMATIC_RATE * (turn - yaw_rate)
-    return np.where(slow, kinematic_vy, dynamic_vy), np.where(slow, kinematic_r, dynamic_r)

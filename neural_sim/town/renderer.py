@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from neural_sim.cameras import require_pinhole
 from neural_sim.errors import InputError
 from neural_sim.rendering.renderer import RenderedImage, RenderRequest
 from neural_sim.town.camera_rays import Rays, cast_rays
@@ -43,6 +44,7 @@ class TownRenderer:
         return [self._render_one(request) for request in requests]
 
     def _render_one(self, request: RenderRequest) -> RenderedImage:
+        require_pinhole(request.camera, "the town renderer")
         height, width = request.camera.height_px, request.camera.width_px
         movers = self._place_actors(request)
         world = (surfaces_of(movers), RayScene(movers))

@@ -64,7 +64,7 @@ def render_clip(town: Town, start_us: int, folder: Path, clip_id: str) -> Clip:
     cameras = {name: _render_frames(town, camera, t_us, folder / name) for name, camera in town.cameras.items()}
     return Clip(
         clip_id=clip_id,
-        source={"dataset": "town", "start_us": start_us, "town": config.to_json()},
+        source={"dataset": "town", "start_us": start_us, "town": town.config.to_json()},
         cameras=cameras,
         ego=_since(town.expert, start_us),
         ego_vehicle=town.ego_vehicle,

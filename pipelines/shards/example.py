@@ -139,6 +139,28 @@ def decode_example(key: str, members: Mapping[str, bytes]) -> ShardExample:
     )
 
 
+@dataclass(frozen=True)
+class ShardExampleFacts:
+    """What decides the weight of an example: `meta`, `recovered` and `candidate_distances` of `ShardExample`."""
+
+    meta: Mapping[str, Any]
+    recovered: bool
+    candidate_distances: Float[np.ndarray, "k"]
+
+    @property
+    def least_distance_m(self) -> float:
+        """d^g of the best sampled plan, m; 0 where none were sampled."""
+        return float(self.candidate_distances.min()) if self.candidate_distances.size else 0.0
+
+
+def decode_facts(key: str, members: Mapping[str, bytes]) -> ShardExampleFacts:
+    """The part of `decode_example` that needs no image. Raises `InputError` naming the example and the bad member."""
+    facts = _decode_facts(key, members)
+    distances = _decode_array(key, "candidate_distances.npy", members)
+    _check_array(distances, _ARRAY_SHAPES["candidate_distances"], f"example {key}: candidate_distances")
+    return ShardExampleFacts(facts["meta"], bool(facts["recovered"]), distances)
+
+
 def _check_name(name: str, what: str) -> None:
     if not SAFE_NAME.fullmatch(name):
         raise InputError(f"{what}: only letters, digits, '_' and '-' may appear in it")

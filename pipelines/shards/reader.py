@@ -4,15 +4,18 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from neural_sim.errors import InputError
-from pipelines.shards.example import SAFE_NAME, ShardExample, decode_example
+from pipelines.shards.example import SAFE_NAME, ShardExample, ShardExampleFacts, decode_example, decode_facts
 from pipelines.shards.index import ShardFile, common_image_shapes, read_index
 from vla.policy import TrainingBatch
+
+Decoded = TypeVar("Decoded")
 
 MAX_MEMBER_BYTES = 64 * 1024 * 1024
 _REMEDY = "restore the file, or delete it and run the job that writes these shards again"
@@ -55,6 +58,17 @@ def read_example(folder: Path, shard: ShardFile, place: int) -> ShardExample:
 
     Nothing is extracted to disk. Raises `InputError` naming the shard when the bytes there are not one whole example.
     """
+    return _decode_at(folder, shard, place, decode_example)
+
+
+def read_facts(folder: Path, shard: ShardFile, place: int) -> ShardExampleFacts:
+    """What is known of example number `place` of a shard without decoding its images; raises as `read_example`."""
+    return _decode_at(folder, shard, place, decode_facts)
+
+
+def _decode_at(
+    folder: Path, shard: ShardFile, place: int, decode: Callable[[str, Mapping[str, bytes]], Decoded]
+) -> Decoded:
     path = folder / shard.name
     start = shard.offsets[place]
     end = shard.offsets[place + 1] if place + 1 < shard.examples else shard.bytes
@@ -66,8 +80,7 @@ def read_example(folder: Path, shard: ShardFile, place: int) -> ShardExample:
     if len(blocks) != end - start:
         raise InputError(f"{path}: the shard is cut short inside example {place}; {_REMEDY}")
     try:
-        key, members = _members(blocks)
-        return decode_example(key, members)
+        return decode(*_members(blocks))
     except (InputError, tarfile.TarError, EOFError) as error:
         raise InputError(f"{path}, example {place}: {error}; {_REMEDY}") from error
 

@@ -1,10 +1,12 @@
 """How a policy is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from neural_sim.errors import InputError
+from pipelines.training.weighting import WeightingConfig
 
+Offload = Literal["none", "optimizer", "all"]
 TrainingMode = Literal["all", "freeze_vision", "freeze_backbone", "lora"]
 
 
@@ -69,11 +71,25 @@ class TrainingConfig:
     """Fit the mean and deviation of the policy's actions to the targets before training; for a policy that starts
     from nothing. A trained policy needs the statistics it was trained with."""
 
+    source_weights: tuple[float, ...] = ()
+    """Share of each folder of shards in the examples of every step, in the order of `--shards`, any positive numbers
+    (co-training on recorded drives, rollouts of several rounds); empty draws every example equally often."""
+
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    """Weights of examples in the loss."""
+
     zero_stage: int = 1
     """DeepSpeed ZeRO: 0 splits nothing over processes, 1 the optimiser state, 2 also gradients, 3 also weights."""
 
     bf16: bool = False
-    """Compute in bfloat16 with float32 master weights."""
+    """Compute in bfloat16 with float32 master weights; from ZeRO 1 on."""
+
+    gradient_checkpointing: bool = False
+    """Recompute the backbone's layers in the backward pass instead of keeping their activations."""
+
+    offload: Offload = "none"
+    """What lies in the memory of the host instead of the GPU: `none`; `optimizer`, from ZeRO 1 on; `all`, also the
+    weights, with ZeRO 3."""
 
     num_processes: int = 0
     """Processes on this machine; 0 for one per CUDA device, or one on the CPU. `torchrun` and `deepspeed` set their
@@ -86,27 +102,39 @@ class TrainingConfig:
     """Micro-batches per process that are decoded ahead."""
 
     save_every: int = 500
-    """Steps between resume states."""
+    """Steps between checkpoints; each is a policy folder and the state to resume from."""
 
     keep: int = 2
-    """Resume states kept, the newest."""
+    """Checkpoints kept: this many of the newest, and the best."""
 
     log_every: int = 5
     """Steps between entries of the log."""
 
+    stall_s: float = 120.0
+    """Time without progress after which the log names the process that the others wait for, and its phase, s."""
+
+    wandb_project: str = "roadloop"
+    """Weights & Biases project to log to where wandb is installed (offline without a key); empty for none."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        object.__setattr__(self, "source_weights", tuple(self.source_weights))
         for name in ("steps", "batch_size", "micro_batch_size", "lora_rank", "loader_threads", "prefetch",
                      "save_every", "keep", "log_every"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("learning_rate", "lora_alpha"):
+        for name in ("learning_rate", "lora_alpha", "stall_s"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in ("vision_lr_scale", "language_lr_scale", "lora_lr_scale", "expert_lr_scale", "warmup_steps",
                      "weight_decay", "gradient_clip", "num_processes"):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("final_lr_scale", 0 <= self.final_lr_scale <= 1, "a share of the peak, 0 to 1")
         self._require("zero_stage", self.zero_stage in (0, 1, 2, 3), "0, 1, 2 or 3")
+        self._require("bf16", self.zero_stage >= 1 or not self.bf16, "False, or zero_stage 1 or more")
         self._require("mode", self.mode in TrainingMode.__args__, f"one of {', '.join(TrainingMode.__args__)}")
+        self._require("source_weights", all(share > 0 for share in self.source_weights), "numbers above 0")
+        self._require("offload", self.offload in Offload.__args__, f"one of {', '.join(Offload.__args__)}")
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        self._require("offload", self.zero_stage >= least, f"'none', or zero_stage {least} or more")
         self._require("lora_targets", bool(self.lora_targets), "at least one layer name")
         self._require(
             "batch_size",

@@ -1,11 +1,11 @@
 """DeepSpeed, set up so that nothing is compiled and the CPU and CUDA paths are one."""
 
-import contextlib
 import json
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from importlib import resources
 from typing import Any
 
@@ -13,30 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.training.config import TrainingConfig
+from pipelines.training.ranks import Ranks
 from pipelines.training.schedule import lr_factor
-from vla.model import DrivingPolicy
+from vla.driving_policy import DrivingPolicy
 from vla.policy import TrainingBatch
 from vla.training_modes import parameter_groups
 
-
-@dataclass(frozen=True)
-class Processes:
-    """Where this process stands: `rank` of `world_size`, `local_rank` on its machine."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-
-    @staticmethod
-    def from_environment() -> "Processes":
-        """As `torchrun` and `deepspeed` tell it; one process alone without them."""
-        return Processes(*(int(os.environ.get(name, default)) for name, default in _RANK_VARIABLES))
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each weight."""
 
 
-_RANK_VARIABLES = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
-
-
-def start_distributed(device: str, processes: Processes) -> Any:
+def start_distributed(device: str, ranks: Ranks) -> Any:
     """Join the process group, gloo on the CPU and NCCL on CUDA, and return the `deepspeed` module."""
     if device == "cpu":
         # DeepSpeed guesses its accelerator from what is installed; nvcc without a GPU misleads it.
@@ -48,22 +36,31 @@ def start_distributed(device: str, processes: Processes) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # The shared-memory collective for CPUs is compiled at first use; gloo serves one machine as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if device == "cuda":
-        torch.cuda.set_device(processes.local_rank)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
+    start_process_group(device, ranks)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
 
-def deepspeed_config(config: TrainingConfig, world_size: int, trained_weights: int) -> dict[str, Any]:
+def start_process_group(device: str, ranks: Ranks, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
+    """Join the collectives; one that takes longer than `timeout` ends the process."""
+    if device == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+    torch.distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=ranks.store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timeout,
+    )
+
+
+def deepspeed_config(
+    config: TrainingConfig, world_size: int, trained_weights: int, pin_memory: bool = False
+) -> dict[str, Any]:
     """The DeepSpeed configuration: `configs/deepspeed/zeroN.json` with the numbers of this run.
 
-    Bucket sizes are cut to the number of trained weights, because DeepSpeed allocates them whole.
+    Bucket sizes are cut to the number of trained weights, because DeepSpeed allocates them whole. `pin_memory`: of what
+    is offloaded, for a GPU.
     """
     text = (resources.files("configs") / "deepspeed" / f"zero{config.zero_stage}.json").read_text()
     settings: dict[str, Any] = json.loads(text)
@@ -71,6 +68,11 @@ def deepspeed_config(config: TrainingConfig, world_size: int, trained_weights: i
     for name in zero:
         if name.endswith("_bucket_size"):
             zero[name] = min(zero[name], max(trained_weights, 1024))
+    host = {"device": "cpu", "pin_memory": pin_memory}
+    if config.offload != "none":
+        zero["offload_optimizer"] = host
+    if config.offload == "all":
+        zero["offload_param"] = host
     return {
         **settings,
         "train_batch_size": config.batch_size,
@@ -79,6 +81,8 @@ def deepspeed_config(config: TrainingConfig, world_size: int, trained_weights: i
         "gradient_clipping": config.gradient_clip,
         "bf16": {"enabled": config.bf16},
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own Adam for offloading is compiled at first use; PyTorch's needs no compiler.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
@@ -87,17 +91,18 @@ def deepspeed_config(config: TrainingConfig, world_size: int, trained_weights: i
 class TrainingEngine:
     """A policy under DeepSpeed with AdamW: forward, backward, step."""
 
-    def __init__(self, deepspeed: Any, policy: DrivingPolicy, config: TrainingConfig, processes: Processes) -> None:
+    def __init__(self, deepspeed: Any, policy: DrivingPolicy, config: TrainingConfig, ranks: Ranks) -> None:
         self.policy, self.config = policy, config
-        self.dtypes = {name: weight.dtype for name, weight in policy.named_parameters()}
-        self._frozen = self._copy_frozen_weights() if config.bf16 and processes.rank == 0 else {}
+        if config.gradient_checkpointing:
+            policy.set_gradient_checkpointing(True)
         groups = parameter_groups(policy, config.peak_learning_rates)
         self.group_names = [group.pop("name") for group in groups]
         self.peak_lrs = [group["lr"] for group in groups]
         trained = sum(weight.numel() for group in groups for weight in group["params"])
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=False)
-        settings = deepspeed_config(config, processes.world_size, trained)
+        settings = deepspeed_config(config, ranks.world_size, trained, torch.cuda.is_available())
         self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        self._make_optimizer_state()
         self.deepspeed.train()
 
     def accumulate(self, batch: TrainingBatch, generator: torch.Generator, is_last: bool) -> dict[str, Tensor]:
@@ -106,6 +111,8 @@ class TrainingEngine:
         After the last micro-batch of a step call `step`.
         """
         losses = self.deepspeed(batch, generator)
+        # The policy takes the mean by weight of this micro-batch alone; over all of them the weights have mean 1.
+        losses = {**losses, "loss": losses["loss"] * float(batch.weight.mean())}
         if torch.isfinite(losses["loss"]):
             self.deepspeed.backward(losses["loss"])
             if not is_last:
@@ -134,29 +141,70 @@ class TrainingEngine:
         gradients = [weight.grad for weight in self.policy.parameters() if weight.grad is not None]
         return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
-    def exact_weights(self) -> dict[str, Tensor]:
-        """Exact weights by name where training ran in bfloat16 and rounded the policy's own, else nothing.
+    def trained_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that are trained, the same order everywhere."""
+        return ((name, weight) for name, weight in self.policy.named_parameters() if weight.requires_grad)
 
-        Trained weights come from the optimiser's float32 masters; frozen ones, on rank 0, are as they were before
-        training. All processes must call it.
+    def whole_tensors(self, moment: str | None, keep: bool) -> dict[str, Tensor]:
+        """Float32 copies on the CPU by weight name: the exact weights (None) or one of `MOMENTS`, from all processes.
+
+        All processes must call it; those with `keep` false get nothing and save the memory.
         """
-        if not self.config.bf16:
-            return {}
-        from deepspeed.utils import safe_get_full_fp32_param
+        whole = {}
+        for name, weight in self.trained_weights():
+            tensor = self._whole(weight, moment)
+            if keep:
+                whole[name] = tensor.detach().to("cpu", torch.float32, copy=True).reshape(whole_shape(weight))
+        return whole
 
-        trained = {name: weight for name, weight in self.policy.named_parameters() if weight.requires_grad}
-        found = {name: safe_get_full_fp32_param(weight) for name, weight in trained.items()}
-        masters = {name: master.detach().cpu().clone() for name, master in found.items() if master is not None}
-        return {**self._frozen, **masters}
+    def restore(self, moment: str | None, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `whole_tensors`: every process takes its part."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    def _copy_frozen_weights(self) -> dict[str, Tensor]:
-        frozen = ((name, weight) for name, weight in self.policy.named_parameters() if not weight.requires_grad)
-        return {name: weight.detach().cpu().clone() for name, weight in frozen if weight.dtype != torch.bfloat16}
+        for name, weight in self.trained_weights():
+            if self.config.zero_stage == 0:
+                target = weight if moment is None else self._optimizer.state[weight][moment]
+                target.data.copy_(tensors[name])
+            elif moment is None:
+                safe_set_full_fp32_param(weight, tensors[name].to(weight.device))
+            else:
+                safe_set_full_optimizer_state(weight, tensors[name].to(weight.device), moment)
 
-    def gathered_weights(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside the block every process holds all weights whole; only ZeRO 3 has to gather them."""
-        if self.config.zero_stage < 3:
-            return contextlib.nullcontext()
-        from deepspeed import zero
+    def set_optimizer_step(self, step: int) -> None:
+        """Let the optimiser have done `step` steps, which its bias correction counts."""
+        for state in self._optimizer.state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), step)
 
-        return zero.GatheredParameters(list(self.policy.parameters()), modifier_rank=None)
+    def _make_optimizer_state(self) -> None:
+        """Make the optimiser's moments before the first step, so that they can be read and restored at any time.
+
+        DeepSpeed links weights to moments after the first step of the first group, when the other groups have none.
+        """
+        groups = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        # ZeRO 3 hands its parts of the weights to the optimiser only while it steps.
+        for weight in getattr(self.deepspeed.optimizer, "fp32_partitioned_groups_flat", groups):
+            if not self._optimizer.state[weight]:
+                moments = {moment: torch.zeros_like(weight) for moment in MOMENTS}
+                self._optimizer.state[weight] = {"step": torch.zeros(()), **moments}
+        link = getattr(self.deepspeed.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:
+            link()
+        self.set_optimizer_step(0)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.deepspeed.basic_optimizer
+
+    def _whole(self, weight: nn.Parameter, moment: str | None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.config.zero_stage == 0:
+            return weight if moment is None else self._optimizer.state[weight][moment]
+        found = safe_get_full_fp32_param(weight) if moment is None else safe_get_full_optimizer_state(weight, moment)
+        assert found is not None, "DeepSpeed holds every trained weight"
+        return found
+
+
+def whole_shape(weight: Tensor) -> tuple[int, ...]:
+    """The shape of a trained weight; ZeRO 3 leaves an empty tensor where it took a weight apart."""
+    return tuple(getattr(weight, "ds_shape", weight.shape))

@@ -19,20 +19,20 @@ _TAIL_LINES = 40
 _STOP_S = 20.0
 
 
-def launch(job: TrainingJob, num_processes: int) -> None:
-    """Run the job in `num_processes` processes under `torchrun` and wait.
+def launch(job: TrainingJob, num_processes: int, folder: Path, *task: str) -> None:
+    """Run the job in `num_processes` processes under `torchrun` and wait; its description goes to `folder`.
 
-    What the processes log is logged here. Raises `InputError` with the message of a process that stopped on a user's
-    mistake, `RuntimeError` with the end of their output when they fail otherwise.
+    What the processes log is logged here; `task` is passed on to them. Raises `InputError` with the message of a
+    process that stopped on a user's mistake, `RuntimeError` with the end of their output when they fail otherwise.
     """
-    path = job.work / "job.json"
+    path = folder / "job.json"
     write_job(job, path)
-    for leftover in _error_files(job):
+    for leftover in _error_files(folder):
         leftover.unlink()
-    code, tail = _stream(_command(path, num_processes), _environment(job, num_processes))
+    code, tail = _stream([*_command(path, num_processes), *task], _environment(job, num_processes))
     if code == 0:
         return
-    for error_file in _error_files(job):
+    for error_file in _error_files(folder):
         raise InputError(json.loads(error_file.read_text())["message"])
     raise RuntimeError(
         f"training processes ended with exit code {code}; run the same command again to resume. Their last lines:\n"
@@ -96,5 +96,5 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _error_files(job: TrainingJob) -> list[Path]:
-    return sorted((job.work / "errors").glob("rank_*.json"))
+def _error_files(folder: Path) -> list[Path]:
+    return sorted((folder / "errors").glob("rank_*.json"))

@@ -1,22 +1,33 @@
 """Resume states: everything a killed run needs to end with the weights of an unbroken one.
 
-A state holds what DeepSpeed saves (trained weights, optimiser) and a small record of the step and of the run it belongs
-to. Order of examples, learning rate and noise are functions of seed and step, so they need no state. DeepSpeed's files
-are pickles; they are read back only from the folder that this run wrote.
+A state holds the exact trained weights, the moments of the optimiser and a record of the step and of the run. It is
+whole and plain (safetensors and JSON), so any number of processes and any ZeRO stage can continue from it. Order of
+examples, learning rate and noise are functions of seed and step, so they need no state: the data cursor is the step.
+Only the first process reads and writes; it hands the tensors to the others.
 """
 
 import json
-import os
+import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from neural_sim.artifacts import write_json
+from neural_sim.artifacts import atomic_folder, write_json
 from neural_sim.errors import InputError
+from pipelines.config import differences
+from pipelines.training.checkpoints import step_name
+from pipelines.training.engine import MOMENTS, TrainingEngine, whole_shape
 
-STATE_FORMAT_VERSION = 1
+logger = logging.getLogger("roadloop")
+
+STATE_FORMAT_VERSION = 2
+WEIGHTS_NAME = "weights.safetensors"
 
 
 def state_folder(work: Path) -> Path:
@@ -24,82 +35,117 @@ def state_folder(work: Path) -> Path:
     return work / "state"
 
 
-def read_latest(work: Path) -> dict[str, Any] | None:
-    """The record of the newest whole state: `step` (steps done), `job`; None without one."""
-    path = state_folder(work) / "latest.json"
-    if not path.is_file():
+def newest_state(work: Path) -> dict[str, Any] | None:
+    """The record of the newest state: `step` (steps done), `job`, `layout`; None without one."""
+    folders = sorted(state_folder(work).glob("step_*"))
+    if not folders:
         return None
+    path = folders[-1] / "state.json"
     try:
         record = json.loads(path.read_text())
         version, step = record["format_version"], record["step"]
-    except (ValueError, KeyError, TypeError) as error:
+        readable = isinstance(record["job"], dict) and isinstance(record["layout"], dict)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the record of a resume state ({error}); delete {work} to start over") from error
-    if version != STATE_FORMAT_VERSION or not (state_folder(work) / tag(step)).is_dir():
-        raise InputError(f"{path}: does not name a resume state of this version; delete {work} to start over")
+    if version != STATE_FORMAT_VERSION or not readable or path.parent.name != step_name(step):
+        raise InputError(f"{path}: not a resume state of this version; delete {work} to start over")
     return record
 
 
-def tag(step: int) -> str:
-    """Folder name of the state after `step` steps."""
-    return f"step_{step:08d}"
+def check_resume(work: Path, identity: dict[str, Any], layout: dict[str, Any]) -> int:
+    """Steps done by the state in `work`, 0 without one.
 
-
-def check_resume(work: Path, identity: dict[str, Any]) -> int:
-    """Steps done by the state in `work`, 0 without one. Raises `InputError` naming what differs from `identity`."""
-    record = read_latest(work)
+    Raises `InputError` naming what differs from `identity`. Another `layout` (processes, ZeRO stage) is only logged.
+    """
+    record = newest_state(work)
     if record is None:
         return 0
-    changed = [
-        f"{key}: {record['job'].get(key)!r} -> {identity.get(key)!r}"
-        for key in sorted({*record["job"], *identity})
-        if record["job"].get(key) != identity.get(key)
-    ]
+    changed = differences(record["job"], json.loads(json.dumps(identity)))
     if changed:
         raise InputError(
             f"{work}: holds a run stopped after step {record['step']} that was another one ({'; '.join(changed)}); "
             "restore these to resume it, or pass --no-resume (or delete the folder) to start over"
         )
+    moved = differences(record["layout"], layout)
+    if moved:
+        logger.info(
+            "resuming step %d with %s: the same examples and noise in another order of sums, so the weights will equal "
+            "those of the unchanged run up to rounding, not to the bit", record["step"], "; ".join(moved),
+        )  # fmt: skip
     return int(record["step"])
 
 
-def save_state(engine: Any, work: Path, step: int, identity: dict[str, Any], keep: int, rank: int) -> None:
-    """Save the state after `step` steps from all processes and make it the newest; older ones beyond `keep` go.
+def save_state(
+    engine: TrainingEngine, weights: dict[str, Tensor], work: Path, step: int, identity: dict[str, Any],
+    layout: dict[str, Any], is_first: bool,
+) -> None:  # fmt: skip
+    """Save the state after `step` steps; every process takes part, the first one writes. It appears whole.
 
-    `engine`: the DeepSpeed engine. A state counts only once `latest.json` names it, after all files are on disk.
+    `weights`: the exact ones, on the first process.
     """
-    folder = state_folder(work)
-    folder.mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(folder, tag=tag(step), save_latest=False, exclude_frozen_parameters=True)
-    torch.distributed.barrier()
-    if rank == 0:
-        _flush_to_disk(folder / tag(step))
-        write_json(folder / "latest.json", {"format_version": STATE_FORMAT_VERSION, "step": step, "job": identity})
-        for old in sorted(folder.glob("step_*"))[:-keep]:
-            shutil.rmtree(old)
-    torch.distributed.barrier()
+    if not is_first:
+        for moment in MOMENTS:
+            engine.whole_tensors(moment, keep=False)
+        return
+    with atomic_folder(state_folder(work) / step_name(step)) as partial:
+        save_file(weights, partial / WEIGHTS_NAME)
+        for moment in MOMENTS:
+            save_file(engine.whole_tensors(moment, keep=True), partial / f"{moment}.safetensors")
+        record = {"format_version": STATE_FORMAT_VERSION, "step": step, "job": identity, "layout": layout}
+        write_json(partial / "state.json", record)
 
 
-def load_state(engine: Any, work: Path, step: int) -> None:
-    """Load the state after `step` steps into the DeepSpeed engine.
+def load_weights(policy: nn.Module, work: Path, step: int, is_first: bool, device: str) -> dict[str, Tensor]:
+    """Put the trained weights after `step` steps into `policy`; call before the engine takes it.
 
     Frozen weights are not in a state: they come from the checkpoint that the run started from, whose checksum is part
-    of the run's identity.
+    of the run's identity. Returns the exact weights, float32 on the CPU, for `TrainingEngine.restore`.
     """
-    path, _ = engine.load_checkpoint(
-        str(state_folder(work)), tag=tag(step), load_module_strict=False, load_lr_scheduler_states=False
-    )
-    if path is None:
-        raise InputError(f"{state_folder(work) / tag(step)}: DeepSpeed finds no state; delete {work} to start over")
+    trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+    exact = _read_tensors(work, step, WEIGHTS_NAME, trained, is_first, device)
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(exact[name])
+    return exact
 
 
-def drop_unfinished_states(work: Path, step: int) -> None:
-    """Delete states after `step`, which a killed run was still writing."""
-    for path in state_folder(work).glob("step_*"):
-        if path.name > tag(step):
-            shutil.rmtree(path)
+def load_optimizer(
+    engine: TrainingEngine, exact: dict[str, Tensor], work: Path, step: int, is_first: bool, device: str
+) -> None:
+    """Put the exact weights and the state of the optimiser after `step` steps into the engine."""
+    engine.restore(None, exact)
+    engine.set_optimizer_step(step)
+    for moment in MOMENTS:
+        shapes = dict(engine.trained_weights())
+        engine.restore(moment, _read_tensors(work, step, f"{moment}.safetensors", shapes, is_first, device))
 
 
-def _flush_to_disk(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+def drop_leftovers(work: Path) -> None:
+    """Delete states that a killed run was still writing."""
+    for path in state_folder(work).glob(".step_*.partial"):
+        shutil.rmtree(path)
+
+
+def _read_tensors(
+    work: Path, step: int, name: str, like: Mapping[str, Tensor], is_first: bool, device: str
+) -> dict[str, Tensor]:
+    """Tensors of a state on every process, in the shapes of `like`."""
+    path = state_folder(work) / step_name(step) / name
+    if not is_first:
+        return {key: _handed_over(torch.empty(whole_shape(like[key])), device) for key in sorted(like)}
+    try:
+        with safe_open(path, framework="pt") as file:
+            if set(file.keys()) != set(like):
+                raise InputError(f"{path}: its tensors are not those that this run trains; delete {work}")
+            return {key: _handed_over(file.get_tensor(key), device) for key in sorted(like)}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete {path.parent} to resume from the state before") from error
+
+
+def _handed_over(tensor: Tensor, device: str) -> Tensor:
+    """`tensor` of the first process, on every process."""
+    if torch.distributed.get_world_size() == 1:
+        return tensor
+    moved = tensor.to(device)
+    torch.distributed.broadcast(moved, 0)
+    return moved.cpu()

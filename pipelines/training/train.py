@@ -1,20 +1,25 @@
 """Training a policy on shards: everything is checked first, then the processes start."""
 
 import json
-import os
+import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from neural_sim.errors import InputError
+from pipelines.device import resolve_device
 from pipelines.training.config import TrainingConfig
-from pipelines.training.engine import Processes
 from pipelines.training.job import TrainingJob, check_job
 from pipelines.training.launch import launch
+from pipelines.training.preflight import check_machines
+from pipelines.training.ranks import Ranks
 from pipelines.training.state import check_resume
-from pipelines.training.worker import run_worker
+from pipelines.training.worker import PREFLIGHT, run_worker
+
+logger = logging.getLogger("roadloop")
 
 
 def train(
@@ -35,7 +40,8 @@ def train(
     Args:
         policy_folder: checkpoint to start from.
         shards: folders of shards.
-        out: checkpoint folder to write; it appears whole at the end, with `training.json` and the log.
+        out: checkpoint folder to write; it appears whole at the end, with `training.json` and the log. Checkpoints on
+            the way lie in `OUT.steps/`.
         config: optimisation.
         seed: of the order of examples, of the noise in the loss, and of new adapters.
         device: "auto", "cpu" or "cuda".
@@ -50,43 +56,71 @@ def train(
             or a loss that is not finite.
         RuntimeError: a process died; running the same call again resumes.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    job = TrainingJob(policy_folder, tuple(shards), out, config, seed, device)
-    is_worker = "RANK" in os.environ
-    processes = Processes.from_environment()
-    world_size = processes.world_size if is_worker else _num_processes(config, device)
-    if processes.local_rank == 0:
-        check_job(job, world_size)
-    if not resume and processes.rank == 0:
-        _forget(job)
-    if resume:
-        if _is_finished(job, world_size):
-            return out
-        check_resume(job.work, job.identity(world_size))
-    if is_worker:
-        run_worker(job)
-    else:
-        launch(job, world_size)
+    job = _job(policy_folder, shards, out, config, seed, device)
+    ranks = Ranks.from_environment()
+    world_size = ranks.world_size if ranks.is_launched else _num_processes(config, job.device)
+    quiet_followers(ranks)
+    # Each machine reads its own copy of the shards, or its own mount.
+    ranks.together("check", lambda: check_job(job, world_size) if ranks.local_rank == 0 else None)
+    if ranks.first("plan", lambda: _is_done(job, world_size, resume)):
+        return out
+    run_worker(job, ranks) if ranks.is_launched else launch(job, world_size, job.work)
     return out
+
+
+def preflight(
+    policy_folder: Path, shards: Sequence[Path], out: Path, config: TrainingConfig, *, seed: int, device: str = "auto"
+) -> None:
+    """Check machines, processes and inputs as `train` would use them, and train nothing.
+
+    Raises `InputError` naming the hosts where something is wrong.
+    """
+    job = _job(policy_folder, shards, out, config, seed, device)
+    ranks = Ranks.from_environment()
+    quiet_followers(ranks)
+    if ranks.is_launched:
+        check_machines(job, ranks)
+        return
+    with tempfile.TemporaryDirectory(prefix="roadloop-preflight-") as folder:
+        launch(job, _num_processes(config, job.device), Path(folder), PREFLIGHT)
+
+
+def quiet_followers(ranks: Ranks) -> None:
+    """Let only the first process speak, apart from warnings."""
+    if not ranks.is_first:
+        logger.setLevel(logging.WARNING)
+
+
+def _job(
+    policy_folder: Path, shards: Sequence[Path], out: Path, config: TrainingConfig, seed: int, device: str
+) -> TrainingJob:
+    return TrainingJob(policy_folder, tuple(shards), out, config, seed, resolve_device(device))
 
 
 def _num_processes(config: TrainingConfig, device: str) -> int:
     return config.num_processes or (torch.cuda.device_count() if device == "cuda" else 1)
 
 
-def _is_finished(job: TrainingJob, world_size: int) -> bool:
-    """Whether `out` holds the result of this very job. Raises `InputError` when it holds anything else."""
+def _is_done(job: TrainingJob, world_size: int, resume: bool) -> bool:
+    """Whether `out` holds the result of this very job; without `resume` everything is deleted first.
+
+    Raises `InputError` when it holds anything else, or the work folder a run of another job.
+    """
+    if not resume:
+        _forget(job)
     if not job.out.exists():
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        check_resume(job.work, job.identity(), job.layout(world_size))
         return False
     record = job.out / "training.json"
     made_by = json.loads(record.read_text())["job"] if record.is_file() else None
-    if made_by != job.identity(world_size):
+    if made_by != job.identity():
         raise InputError(f"{job.out}: already exists and is not the result of this run; choose another --out")
     shutil.rmtree(job.work, ignore_errors=True)
     return True
 
 
 def _forget(job: TrainingJob) -> None:
-    for folder in (job.work, job.out):
+    for folder in (job.work, job.steps, job.out):
         if folder.exists():
             shutil.rmtree(folder)

@@ -3,10 +3,12 @@
 import numpy as np
 from numba import njit, prange
 
-from neural_sim.rendering.cpu.layout import CHUNKS, PARALLEL, chunk_bounds
+from neural_sim.rendering.cpu.layout import PARALLEL
 
 DIGIT_BITS = 11
 DIGITS = 1 << DIGIT_BITS
+# Few, since every piece has a histogram to walk through; a stable sort gives the same order for any number.
+PIECES = 8
 
 
 @njit(**PARALLEL)
@@ -20,24 +22,24 @@ def sort_by_depth(keys: np.ndarray) -> np.ndarray:
     for i in range(count):
         low, high = min(low, keys[i] >> np.uint64(32)), max(high, keys[i] >> np.uint64(32))
     source, target = keys, np.empty_like(keys)
-    positions = np.empty((CHUNKS, DIGITS), np.int32)
+    positions = np.empty((PIECES, DIGITS), np.int32)
     mask, base, shift = np.uint64(DIGITS - 1), low << np.uint64(32), np.uint64(32)
     while shift == np.uint64(32) or (high - low) >> (shift - np.uint64(32)) > 0:
-        for chunk in prange(CHUNKS):
-            first, last = chunk_bounds(chunk, count)
-            histogram = positions[chunk]
+        for piece in prange(PIECES):
+            first, last = piece * count // PIECES, (piece + 1) * count // PIECES
+            histogram = positions[piece]
             histogram[:] = 0
             for i in range(first, last):
                 histogram[((source[i] - base) >> shift) & mask] += 1
         total = 0
         for digit in range(DIGITS):
-            for chunk in range(CHUNKS):
-                here = positions[chunk, digit]
-                positions[chunk, digit] = total
+            for piece in range(PIECES):
+                here = positions[piece, digit]
+                positions[piece, digit] = total
                 total += here
-        for chunk in prange(CHUNKS):
-            first, last = chunk_bounds(chunk, count)
-            position = positions[chunk]
+        for piece in prange(PIECES):
+            first, last = piece * count // PIECES, (piece + 1) * count // PIECES
+            position = positions[piece]
             for i in range(first, last):
                 digit = ((source[i] - base) >> shift) & mask
                 target[position[digit]] = source[i]

@@ -1,0 +1,123 @@
+"""The last steps that all readers share: time range, local world, smoothing on request, checks, resizing, writing."""
+
+import logging
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import shapely
+from jaxtyping import Float, Int
+
+from neural_sim.clips.check import require_sound
+from neural_sim.clips.clip import Clip
+from neural_sim.clips.ego_smoothing import smooth_ego
+from neural_sim.clips.frame_selection import resize_frames, select_frames
+from neural_sim.clips.options import IngestOptions
+from neural_sim.clips.storage import read_clip, write_clip
+from neural_sim.errors import InputError
+from neural_sim.road_map import RoadMap
+from neural_sim.road_users import Track
+from neural_sim.trajectory import Trajectory
+
+logger = logging.getLogger("roadloop")
+
+
+def finish_clip(clip: Clip, options: IngestOptions, out: Path) -> Clip:
+    """Smooth the ego poses if asked, check the clip, decode every image, resize, write to `out` and read back.
+
+    Raises `InputError` with the first problem found; nothing is left at `out` then.
+    """
+    if options.smooth_ego_s is not None:
+        clip, change = smooth_ego(clip, options.smooth_ego_s)
+        logger.info("ingest: %s: %s", clip.clip_id, change)
+    require_sound(clip, decode_images=True)
+    if options.scale == 1.0 or not clip.cameras:
+        write_clip(clip, out)
+        return read_clip(out)
+    with tempfile.TemporaryDirectory() as folder:
+        resized = {
+            name: resize_frames(frames, options.scale, Path(folder) / name) for name, frames in clip.cameras.items()
+        }
+        write_clip(replace(clip, cameras=resized), out)
+    return read_clip(out)
+
+
+def refuse_camera_options(options: IngestOptions, what: str) -> None:
+    """Raise `InputError` when options about images are given for `what`, a dataset without any."""
+    for name in ("cameras", "rate_hz"):
+        if getattr(options, name):
+            raise InputError(f"{what} has no images, so {name} does not apply; leave it out")
+    if options.scale != 1.0:
+        raise InputError(f"{what} has no images, so scale does not apply; leave it out")
+
+
+def select_poses(ego: Trajectory, options: IngestOptions, where: str) -> Trajectory:
+    """The part of the ego poses in the asked range, for drives without images."""
+    kept = select_frames(ego.t_us, replace(options, rate_hz=None), where)
+    return Trajectory(ego.t_us[kept], ego.T_world_rig[kept])
+
+
+def cover(ego: Trajectory, start_us: int, end_us: int) -> Trajectory:
+    """The poses from the last one at or before `start_us` to the first one at or after `end_us`, us."""
+    first = max(int(np.searchsorted(ego.t_us, start_us, side="right")) - 1, 0)
+    last = int(np.searchsorted(ego.t_us, end_us, side="left")) + 1
+    return Trajectory(ego.t_us[first:last], ego.T_world_rig[first:last])
+
+
+def crop_tracks(tracks: Iterable[Track], ego: Trajectory) -> tuple[Track, ...]:
+    """The tracks while the ego poses last; those without a pose then are left out."""
+    cropped = []
+    for track in tracks:
+        t_us = track.trajectory.t_us
+        inside = (t_us >= ego.start_us) & (t_us <= ego.end_us)
+        if inside.any():
+            trajectory = Trajectory(t_us[inside], track.trajectory.T_world_rig[inside])
+            cropped.append(replace(track, trajectory=trajectory))
+    return tuple(cropped)
+
+
+def with_local_world(clip: Clip) -> Clip:
+    """Move the world origin to the first ego position, in whole metres, and note it as `source.world_origin_m`.
+
+    Datasets give positions kilometres from their origin, which float32 and float16 cannot carry. Axes stay.
+    """
+    origin_m = np.floor(clip.ego.T_world_rig[0, :3, 3])
+    return replace(
+        clip,
+        source={**clip.source, "world_origin_m": origin_m.tolist()},
+        ego=_shifted(clip.ego, origin_m),
+        tracks=tuple(replace(track, trajectory=_shifted(track.trajectory, origin_m)) for track in clip.tracks),
+        road_map=None if clip.road_map is None else _shifted_map(clip.road_map, origin_m),
+    )
+
+
+def trajectory_from_poses(t_us: Int[np.ndarray, "n"], poses: Float[np.ndarray, "n 4 4"], where: str) -> Trajectory:
+    """`Trajectory`, its errors led by `where`. Raises `InputError` also on rotations that are none."""
+    rotation = poses[:, :3, :3]
+    error = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max(axis=(1, 2))
+    bad = np.flatnonzero(~(error < 1e-3) | ~(np.linalg.det(np.nan_to_num(rotation)) > 0))
+    if bad.size:
+        raise InputError(f"{where}: pose {int(bad[0])} has no valid rotation; restore the file")
+    try:
+        return Trajectory(t_us, poses)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _shifted(trajectory: Trajectory, origin_m: Float[np.ndarray, "3"]) -> Trajectory:
+    poses = trajectory.T_world_rig.copy()
+    poses[:, :3, 3] -= origin_m
+    return Trajectory(trajectory.t_us, poses)
+
+
+def _shifted_map(road_map: RoadMap, origin_m: Float[np.ndarray, "3"]) -> RoadMap:
+    return RoadMap(
+        lanes=tuple(replace(lane, centerline_m=lane.centerline_m - origin_m) for lane in road_map.lanes),
+        road_edges_m=tuple(edge - origin_m[:2] for edge in road_map.road_edges_m),
+        drivable_areas=tuple(
+            shapely.transform(area, lambda points: points - origin_m[:2]) for area in road_map.drivable_areas
+        ),
+        source=road_map.source,
+    )
