@@ -136,3 +136,18 @@ def test_wrong_number_of_frames_is_refused(tmp_path):
     record = make_record(scene, straight(20))
     with pytest.raises(InputError, match="19 camera frames for 20 steps"):
         render_rollout_video(record, scene, np.zeros((19, 8, 8, 3), np.uint8), tmp_path / "r.mp4")
+
+
+def test_a_window_of_a_rollout_shows_its_candidates(tmp_path):
+    scene = make_scene(duration_s=3.0)
+    record = make_record(scene, straight(20, 8.0), warmup_steps=4)
+    candidates = np.full((20, 2, 64, 3), np.nan)
+    candidates[12] = 0.0
+    candidates[12, :, :, 0] = 0.8 * np.arange(1, 65)
+    candidates[12, :, :, 1] = np.array([[4.0], [-4.0]])
+    window_us = (int(record.t_us[10]), int(record.t_us[14]))
+    path = tmp_path / "clip.mp4"
+    assert render_rollout_video(record, scene, None, path, candidates=candidates, window_us=window_us) == 5
+    frames = [frame[:, 400:].astype(int) for frame in decode(path)[0]]
+    greenish = [(frame[..., 1] - frame[..., 0] > 20).mean() for frame in frames]
+    assert greenish[2] > 2 * max(greenish[0], greenish[4])

@@ -36,9 +36,7 @@ def test_the_regressor_reads_images_and_history(regressor):
     batch = training_batch(REGRESSOR, 2)
     black = {camera: np.zeros_like(images) for camera, images in batch.images.items()}
     plan = regressor.sample(batch, 1, 1.0, seeded(0, 1)).poses
-    assert not torch.equal(
-        regressor.sample(dataclasses.replace(batch, images=black), 1, 1.0, seeded(0, 1)).poses, plan
-    )
+    assert not torch.equal(regressor.sample(dataclasses.replace(batch, images=black), 1, 1.0, seeded(0, 1)).poses, plan)
     faster = batch.ego_history * np.float32(1.1)
     changed = regressor.sample(dataclasses.replace(batch, ego_history=faster), 1, 1.0, seeded(0, 1)).poses
     assert not torch.equal(changed, plan)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from vla_examples import NOW_US, SMALL, seeded, training_batch
+from vla_examples import NOW_US, SMALL, rows_of, seeded, training_batch
 
 from vla.baselines import ConstantVelocityPolicy
 from vla.config import PolicyConfig
@@ -33,6 +33,26 @@ def test_images_become_the_patches_of_the_reference_processor():
     torch.testing.assert_close(patches, expected["pixel_values"], atol=1e-6, rtol=0)
     assert torch.equal(grid, expected["image_grid_thw"])
     assert patches.shape[0] == 6 * settings.tokens_per_image(96, 64) * settings.merge**2
+
+
+def test_training_and_closed_loop_see_the_same_bits(policy, monkeypatch):
+    seen = []
+
+    def record(images, settings):
+        seen.append(preprocess_images(images, settings))
+        return seen[-1]
+
+    monkeypatch.setattr("vla.model.preprocess_images", record)
+    batch = training_batch(SMALL, 3)
+    policy.loss(batch, seeded(0)[0])
+    # The simulator hands over one rollout at a time, in whatever memory layout its renderer left.
+    for row in range(3):
+        one = rows_of(batch, [row])
+        strided = {camera: np.asfortranarray(images) for camera, images in one.images.items()}
+        policy.sample(dataclasses.replace(one, images=strided), 1, 1.0, seeded(0))
+    trained, closed_loop = seen[0], seen[1:]
+    assert torch.equal(trained[0], torch.cat([patches for patches, _ in closed_loop]))
+    assert torch.equal(trained[1], torch.cat([grid for _, grid in closed_loop]))
 
 
 def test_images_are_never_resized():
