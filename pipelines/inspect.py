@@ -61,7 +61,7 @@ def _inspect_run(path: Path) -> Inspection:
         *sorted((path / "clips").glob("*/")),
         *sorted((path / "scenes").glob("*.usdz")),
         *sorted((path / "rollouts").glob("*/")),
-        *sorted((path / "checkpoints").glob("*/")),
+        *sorted(marker.parent for marker in (path / "checkpoints").rglob("roadloop_policy.json")),
         *sorted((path / "reports").glob("*/")),
     ]
     facts: list[str] = []

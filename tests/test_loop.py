@@ -13,8 +13,6 @@ import pytest
 from neural_sim.errors import InputError
 from pipelines.inspect import inspect
 
-pytestmark = pytest.mark.slow
-
 CONFIG = """\
 name: tiny
 seed: 3
@@ -36,9 +34,9 @@ evaluate: {rollouts_per_scene: 2, batch_size: 1}
 AT_WORK = {
     "ingest": "clips/street.provenance.json",
     "reconstruct": "scenes/.street.work/*",
-    "pretrain": "checkpoints/.base.training/state/step_*",
+    "pretrain": "checkpoints/base.steps/step_*",
     "rollout": "rollouts/round_1/*.unit.json",
-    "finetune": "checkpoints/.round_1.training/state/step_*",
+    "finetune": "checkpoints/round_1.steps/step_*",
     "evaluate": "reports/final/rollouts/*-r*",
 }
 
@@ -54,7 +52,7 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def kill_in(stage: str, process: subprocess.Popen, out: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not any(out.glob(AT_WORK[stage])):
         assert process.poll() is None, f"the run ended before {stage}: {process.communicate()[1][-3000:]}"
         assert time.monotonic() < deadline, f"{stage} never started"

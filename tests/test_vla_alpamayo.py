@@ -121,14 +121,14 @@ def test_what_does_not_fit_is_named(source, config, tmp_path, change, message):
 
 
 def test_broken_folders_are_named(source, config, tmp_path):
-    with pytest.raises(PolicyError, match="found neither model.safetensors.index.json nor model.safetensors"):
+    with pytest.raises(PolicyError, match=r"found neither model\.safetensors\.index\.json nor model\.safetensors"):
         convert_alpamayo(tmp_path, config)
     folder = write(tmp_path / "r1", source)
     (folder / "model-00002-of-00002.safetensors").write_bytes(b"cut")
     with pytest.raises(PolicyError, match=r"model-00002-of-00002.safetensors: damaged"):
         convert_alpamayo(folder, config)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(PolicyError, match="names 'model-00002-of-00002.safetensors', which is no file"):
+    with pytest.raises(PolicyError, match=r"names 'model-00002-of-00002\.safetensors', which is no file"):
         convert_alpamayo(folder, config)
     with pytest.raises(PolicyError, match="expected action_features fourier"):
         convert_alpamayo(folder, SMALL)

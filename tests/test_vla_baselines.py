@@ -72,7 +72,7 @@ def test_the_regressor_is_saved_and_read_back_strictly(regressor, tmp_path):
     regressor.vision.register_parameter("extra", torch.nn.Parameter(torch.ones(1)))
     save_pretrained(regressor, tmp_path / "q")
     del regressor.vision.extra
-    with pytest.raises(PolicyError, match="unexpected tensors vision.extra"):
+    with pytest.raises(PolicyError, match=r"unexpected tensors vision\.extra"):
         from_pretrained(tmp_path / "q")
 
 

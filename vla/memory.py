@@ -7,6 +7,7 @@ GPUs, ZeRO 3 the weights as well. Activations are an estimate, see `activation_b
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Qwen3VLConfig
@@ -126,7 +127,8 @@ def activation_bytes(
     gate and products). With gradient checkpointing the encoder and the language model keep their inputs, h per token
     and layer, and one layer at a time whole. A frozen part before the first trained one keeps nothing.
     """
-    text, vision = policy.backbone.text_config, policy.backbone.model.config.vision_config
+    text = policy.backbone.text_config
+    vision: Any = policy.backbone.model.config.vision_config
     config, shape = policy.config, policy.expert.shape
     settings = policy.backbone.image_settings
     image_tokens = settings.tokens_per_image(config.image_width_px, config.image_height_px)

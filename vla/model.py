@@ -152,7 +152,7 @@ class VisionLanguagePolicy(DrivingPolicy):
         count = self.config.reasoning_tokens if max_tokens is None else max_tokens
         started = self.encode(observation, ("",) * len(observation.navigation))
         ids, cache = write_reasoning(self.backbone, self.tokenizer, started, count)
-        return tuple(self.tokenizer.decode(row, skip_special_tokens=True) for row in ids), cache
+        return tuple(str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in ids), cache
 
     def _prepare(self, cache: PromptCache) -> PreparedPrompt:
         tokens = torch.arange(self.expert.shape.tokens, device=cache.mask.device)
