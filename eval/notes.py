@@ -30,24 +30,31 @@ def baseline_notes(summary: Summary) -> list[str]:
 
 
 def open_loop_notes(summary: Summary) -> list[str]:
-    """Pairs of checkpoints that open loop and closed loop put in opposite order."""
+    """Whether open loop and closed loop put checkpoints in opposite order: one example, the verdict's pair if it does.
+
+    The others are counted.
+    """
     name = open_loop_headline(summary)
     if name is None:
         return []
-    notes = []
-    for one, other in itertools.combinations(summary.checkpoints, 2):
-        ade = _means(summary, (one, other), name)
-        rate = _means(summary, (one, other), "incidents_per_km")
-        if ade is None or rate is None or not _opposed(ade, rate):
-            continue
-        nearer, farther = (0, 1) if ade[0] < ade[1] else (1, 0)
-        names = (one, other)
-        notes.append(
-            f"Open loop and closed loop disagree: {names[nearer]} is closer to the recorded drive than "
-            f"{names[farther]} (ADE {ade[nearer]:.2f} m against {ade[farther]:.2f} m) but has more incidents when it "
-            f"drives itself ({rate[nearer]:.2f} against {rate[farther]:.2f} per km)."
-        )
-    return notes
+    names = summary.checkpoints
+    pairs = [(names[0], names[-1]), *itertools.combinations(names, 2)] if len(names) > 1 else []
+    found = [text for pair in dict.fromkeys(pairs) if (text := _disagreement(summary, pair, name))]
+    if len(found) < 2:
+        return [f"{text}." for text in found]
+    return [f"{found[0]}; {len(found) - 1} more of {len(names) * (len(names) - 1) // 2} pairs of checkpoints do too."]
+
+
+def _disagreement(summary: Summary, pair: tuple[str, str], name: str) -> str | None:
+    ade, rate = _means(summary, pair, name), _means(summary, pair, "incidents_per_km")
+    if ade is None or rate is None or not _opposed(ade, rate):
+        return None
+    near, far = (0, 1) if ade[0] < ade[1] else (1, 0)
+    return (
+        f"Open loop and closed loop disagree: {pair[near]} is closer to the recorded drive than {pair[far]} "
+        f"(ADE {ade[near]:.2f} m against {ade[far]:.2f} m) but has more incidents when it drives itself "
+        f"({rate[near]:.2f} against {rate[far]:.2f} per km)"
+    )
 
 
 def open_loop_headline(summary: Summary) -> str | None:

@@ -119,7 +119,8 @@ def render_html(
 
 
 def _comparison_lines(summary: Summary) -> list[str]:
-    shown = [item for item in summary.comparisons if item.candidate in summary.checkpoints]
+    """The comparison that the verdict rests on; the others stand in the tables."""
+    shown = [item for item in summary.comparisons if item.candidate == summary.checkpoints[-1]]
     return [comparison_line(item, summary.protocol.confidence) for item in shown]
 
 

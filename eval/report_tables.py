@@ -78,24 +78,27 @@ def open_loop_table(summary: Summary) -> dict[str, Any] | None:
 
 
 def comparison_tables(summary: Summary) -> list[dict[str, Any]]:
-    """One table a comparison with the first policy, those of checkpoints before those of baselines."""
-    ordered = sorted(summary.comparisons, key=lambda item: item.candidate in summary.baselines)
+    """One table a comparison with the first policy, the last checkpoint's in front; the others are folded away."""
+    last = summary.checkpoints[-1]
+    ordered = sorted(summary.comparisons, key=lambda item: item.candidate != last)
+    confidence = summary.protocol.confidence
     return [
         {
             "comparison": item,
-            "is_baseline": item.candidate in summary.baselines,
-            "rows": [difference_row(difference) for difference in item.differences.values()],
+            "is_folded": item.candidate != last,
+            "rows": [difference_row(difference, confidence) for difference in item.differences.values()],
             "pairs": pairs_text(item),
         }
         for item in ordered
     ]
 
 
-def difference_row(difference: Difference) -> dict[str, Any]:
-    """One metric of a comparison; `verdict` is "better" or "worse" where zero lies outside the interval."""
+def difference_row(difference: Difference, confidence: float) -> dict[str, Any]:
+    """One metric of a comparison; `verdict` is "better" or "worse" where interval and p-value agree that it is real."""
     text = metric_text(difference.metric)
     low, high = difference.low, difference.high
     is_clear = low is not None and high is not None and not low <= 0 <= high
+    is_clear = is_clear and difference.p_value is not None and difference.p_value < 1 - confidence and text.better
     towards_more = (difference.difference or 0.0) > 0
     return {
         "text": text,

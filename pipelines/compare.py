@@ -130,13 +130,21 @@ def _text(
         "so a difference need not be the policy's." for name in changed
     ]  # fmt: skip
     for item in shown:
-        lines += [f"{comparison_line(item, confidence)}.", "", *_table(item), "", f"{pairs_text(item)}.", ""]
+        lines += [
+            f"{comparison_line(item, confidence)}.",
+            "",
+            *_table(item, confidence),
+            "",
+            f"{pairs_text(item)}.",
+            "",
+        ]
     return "\n".join(lines).rstrip()
 
 
-def _table(item: Comparison) -> list[str]:
+def _table(item: Comparison, confidence: float) -> list[str]:
     lines = ["| metric | before | after | difference | interval | p |", "|---|---:|---:|---:|---:|---:|"]
-    for row in map(difference_row, item.differences.values()):
+    for difference in item.differences.values():
+        row = difference_row(difference, confidence)
         value, decimals = row["difference"], row["text"].decimals
         interval = " to ".join(format_signed(end, decimals) for end in (value.low, value.high))
         lines.append(

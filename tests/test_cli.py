@@ -24,7 +24,8 @@ def test_no_command_shows_the_commands(capsys):
 
 
 @pytest.mark.parametrize("command", [
-    "ingest", "reconstruct", "pretrain", "rollout", "finetune", "evaluate", "run", "demo", "inspect",
+    "ingest", "reconstruct", "pretrain", "rollout", "finetune", "evaluate", "compare", "run", "demo",
+    "inspect",
 ])  # fmt: skip
 def test_every_command_explains_its_fields(command, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -31,7 +31,7 @@ def test_nothing_to_explain_when_baselines_are_in_place():
     )
     assert baseline_notes(summary) == []
     assert summary.checkpoints == ("ego",)
-    assert [table["is_baseline"] for table in comparison_tables(summary)] == [True, True]
+    assert [table["is_folded"] for table in comparison_tables(summary)] == [True, True]
 
 
 def test_an_expert_with_incidents_is_explained():
@@ -69,6 +69,10 @@ def test_disagreement_of_open_and_closed_loop_is_named():
     assert open_loop_notes(summary_of(*driven, open_loop=open_loop(near=2.0, far=1.0))) == []
     assert open_loop_notes(summary_of(*driven, open_loop=open_loop(near=1.0, far=1.01))) == []
     assert open_loop_notes(summary_of(*driven)) == []
+    three = *driven, drove("farthest", 80)
+    (note,) = open_loop_notes(summary_of(*three, open_loop=open_loop(near=1.0, far=2.0, farthest=3.0)))
+    assert "near is closer to the recorded drive than farthest" in note
+    assert note.endswith("; 2 more of 3 pairs of checkpoints do too.")
 
 
 def test_open_loop_table_has_horizons_as_columns():

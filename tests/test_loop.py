@@ -62,7 +62,7 @@ def kill_in(stage: str, process: subprocess.Popen, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, compiled_rasterizer):
     """An unbroken run with two workers, and beside it one with one worker that is killed in every stage."""
     folder = tmp_path_factory.mktemp("loop")
     config = folder / "tiny.yaml"

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -201,3 +203,27 @@ def test_numbers_for_people():
 def test_bad_options():
     with pytest.raises(InputError, match="max_embedded_mb is -1, expected a number >= 0"):
         ReportOptions(max_embedded_mb=-1)
+
+
+PROBE = """<script>
+const headers = document.querySelectorAll("table.sortable");
+const rollouts = headers[headers.length - 1];
+rollouts.querySelectorAll("thead button")[5].click();
+const metres = Array.from(rollouts.tBodies[0].rows).map(row => parseFloat(row.cells[5].textContent));
+document.body.dataset.sorted = String(metres.every((value, i) => i === 0 || metres[i - 1] <= value));
+const root = document.documentElement;
+document.body.dataset.overflow = root.scrollWidth - root.clientWidth;
+</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize("width_px", [1180, 500])
+def test_a_browser_lays_the_page_out_and_sorts_its_tables(folder, tmp_path, width_px):
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text((folder / "report.html").read_text().replace("</body>", PROBE))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--window-size={width_px},900", f"--screenshot={picture}", "--dump-dom", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert 'data-sorted="true"' in shown
+    assert 'data-overflow="0"' in shown
+    assert picture.stat().st_size > 10_000

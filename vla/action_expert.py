@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -251,8 +252,9 @@ class ActionExpert(nn.Module):
         the projections are joined into fewer, larger products; with them each stays a module, as ZeRO 3 requires.
         """
         join = not torch.is_grad_enabled()
-        layers = zip(self.layers, cache.keys, cache.values, strict=True)
-        prepared = tuple(layer.prepare(key, value, rotary, join) for layer, key, value in layers)
+        layers: Any = self.layers
+        parts = zip(layers, cache.keys, cache.values, strict=True)
+        prepared = tuple(layer.prepare(key, value, rotary, join) for layer, key, value in parts)
         return PreparedPrompt(prepared, prompt_mask(cache, self.action_out_proj.weight.dtype))
 
     def forward(

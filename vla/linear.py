@@ -51,7 +51,7 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

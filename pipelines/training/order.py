@@ -11,8 +11,8 @@ class ExampleOrder:
     """One endless, seeded stream of examples.
 
     Without shares the stream is one permutation of all examples after the other. With shares every folder has such
-    a stream of its own, and they are interleaved as evenly as whole examples allow: after p places a folder of share w
-    has had between w p - 1 and w p + 1 of them, so every step has the mix.
+    a stream of its own, and they are interleaved evenly: after p places a folder of share w among S folders has had
+    w p of them, give or take (1 + w S) / 2, so every step has the mix.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ def interleaved(
 ) -> tuple[Int[np.ndarray, "length"], Int[np.ndarray, "length"]]:
     """Which source stands at each place, and how many of that source stand before it.
 
-    The k-th example of a source of share w is due at (k + 1/2) / w; ties go to the earlier source.
+    The k-th example of a source of share w is due at (k + 1/2) / w; ties go to the earlier source. At time T a source
+    has had w T of its own, rounded, so all S together T, give or take S / 2.
     """
     shares = shares / shares.sum()
     counts = np.ceil(shares * length).astype(int) + 1
