@@ -220,7 +220,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def _refuse_unknown_fields(kind: Any, value: Any, where: str, prefix: str) -> None:
     """Walk `value` along the type `kind` and raise on the first field that `kind` does not have."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise InputError(f"{where}: {prefix or 'the file'} holds {value!r}, expected fields of {kind.__name__}")
         hints = typing.get_type_hints(kind)
