@@ -1,6 +1,7 @@
 """Atomic writes: a file or folder under its final name is always whole."""
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -48,12 +49,18 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def remove_partials(folder: Path) -> list[Path]:
-    """Delete what a killed writer left in `folder` and return the deleted paths."""
-    leftovers = sorted(folder.glob(".*.partial"))
-    for leftover in leftovers:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    return leftovers
+def remove_partials(artifact: Path) -> None:
+    """Delete what a killed writer of the file or folder `artifact` left beside it and inside it.
+
+    The caller makes sure that nobody is writing there now.
+    """
+    beside = artifact.parent.glob(f".{glob.escape(artifact.name)}.*.partial")
+    inside = artifact.rglob(".*.partial") if artifact.is_dir() else ()
+    for leftover in [*beside, *inside]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from neural_sim.clips.options import IngestOptions
 from neural_sim.clips.registry import ingest as ingest_dataset
 from pipelines.config import config_to_mapping
+from pipelines.processes import exclusive
 from pipelines.provenance import begin_artifact
 
 logger = logging.getLogger("roadloop")
@@ -27,9 +28,10 @@ def ingest(dataset: str, *, out: Path, options: IngestOptions, resume: bool = Tr
         InputError: the data is missing or unsound, or `out` holds something else.
     """
     settings = {"dataset": dataset, "options": config_to_mapping(options)}
-    if begin_artifact(out, "ingest", settings, resume=resume):
-        return out
-    clip = ingest_dataset(dataset, options, out)
+    with exclusive(out):
+        if begin_artifact(out, "ingest", settings, resume=resume):
+            return out
+        clip = ingest_dataset(dataset, options, out)
     logger.info(
         "ingest: %s, %.1f s, %.1f m, cameras %s -> %s",
         clip.clip_id, clip.duration_s, clip.ego.path_length_m, ", ".join(clip.cameras) or "none", out,

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from neural_sim.artifacts import write_json
+from neural_sim.artifacts import remove_partials, write_json
 from neural_sim.errors import InputError
 from pipelines.config import differences
 
@@ -59,7 +59,8 @@ def begin_artifact(
 ) -> bool:
     """Get ready to make `artifact`; returns True when it is whole already and was made with the same settings.
 
-    Otherwise its provenance is written and the caller makes or completes it. With `resume` what an interrupted job
+    Otherwise its provenance is written and the caller, who holds the artefact (`pipelines.processes.exclusive`), makes
+    or completes it. With `resume` what an interrupted job
     with the same settings left in the folder stays; without, it is deleted.
 
     Args:
@@ -74,6 +75,7 @@ def begin_artifact(
     """
     record, settings = provenance_path(artifact), json.loads(json.dumps(settings))
     artifact.parent.mkdir(parents=True, exist_ok=True)
+    remove_partials(artifact)
     if artifact.exists():
         if not record.is_file():
             raise InputError(f"{artifact}: exists but has no {record.name} beside it; choose another --out")

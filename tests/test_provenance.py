@@ -53,3 +53,13 @@ def test_an_unfinished_folder_is_continued(tmp_path):
     (folder / "unit.tar").write_text("done")
     assert not begin_artifact(folder, "rollout", {"seed": 1}, resume=True, complete=folder / "index.json")
     assert (folder / "unit.tar").exists()
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    folder = tmp_path / "report"
+    begin_artifact(folder, "evaluate", {}, resume=True, complete=folder / "summary.json")
+    (folder / "rollouts" / ".r000.12345678.partial").mkdir(parents=True)
+    (tmp_path / ".report.12345678.partial").write_text("half")
+    (tmp_path / ".other.12345678.partial").write_text("somebody else is writing this")
+    begin_artifact(folder, "evaluate", {}, resume=True, complete=folder / "summary.json")
+    assert [path.name for path in tmp_path.rglob("*.partial")] == [".other.12345678.partial"]

@@ -77,7 +77,7 @@ class SplatRenderer:
     def _placed(self, T_world_actors: Mapping[str, Float[np.ndarray, "4 4"]]) -> Gaussians:
         """All Gaussians in the world frame, actors at the given box poses."""
         moved = [
-            transform_gaussians(self._actors[name], torch.from_numpy(pose).float().to(self.device))
+            transform_gaussians(self._actors[name], torch.tensor(pose, dtype=torch.float32, device=self.device))
             for name, pose in sorted(T_world_actors.items())
             if name in self._actors
         ]
