@@ -133,7 +133,11 @@ def test_bad_payloads(change, message):
         decode_volume(pack(state), "x")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04", gzip.compress(b"\xc1"), gzip.compress(msgpack.packb([1]))])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x80\x04", gzip.compress(b"\xc1"), gzip.compress(msgpack.packb([1]))],
+    ids=["empty", "pickle", "no message", "no mapping"],
+)
 def test_payloads_that_are_none(content):
     with pytest.raises(InputError, match=r"x: (not whole gzip|no nre_data.state_dict)"):
         decode_volume(content, "x")
