@@ -48,8 +48,8 @@ class PretrainConfig:
     window_stride_s: float = 0.1
     """Time between the starts of consecutive training windows of a clip, s."""
 
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Optimisation."""
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(mode="all", fit_action_statistics=True))
+    """Optimisation. By default everything is trained and action statistics are fitted, for a policy from nothing."""
 
 
 @dataclass(frozen=True)
