@@ -38,12 +38,13 @@ def score_epdms(context: ScoringContext, scored: Mapping[str, Series]) -> dict[s
     - `epdms_ep`, progress, weight 5: `progress_rel` now, clipped to 0..1; 1 while the expert has not moved;
     - `epdms_ttc`, weight 5: 0 from the first `time_to_collision_critical` step on;
     - `epdms_lk`, lane keeping, weight 2: 0 once the box centre is more than 0.5 m from its lane's centre for 2 s
-      without a break; only with recorded lanes;
-    - `epdms_hc`, comfort, weight 2: 0 from the first step out of the bounds of `comfort` on.
+      without a break, junctions left out; only with recorded lanes;
+    - `epdms_hc`, comfort, weight 2: 0 from the first step out of the bounds of `comfort` on;
+    - `epdms_ec`, weight 2: share so far of the plans with `extended_comfort`; only once there is such a plan.
 
-    Differs from NAVSIM: traffic lights (TLC) and the comfort between consecutive plans (EC) are left out, as no reader
-    provides lights and the drive is simulated closed loop; progress is relative to the recorded expert, not to a
-    planner; a part that the recorded expert fails as well is not forgiven.
+    Differs from NAVSIM: traffic lights (TLC) are left out, as no reader provides them; EC is a share of a whole drive,
+    where NAVSIM has one pair of plans; progress is relative to the recorded expert, not to a planner; a part that the
+    recorded expert fails as well is not forgiven.
     """
     multipliers, weighted = _multipliers(context, scored), _weighted(context, scored)
     score = np.prod(list(multipliers.values()), axis=0)
@@ -79,9 +80,19 @@ def _weighted(context: ScoringContext, scored: Mapping[str, Series]) -> dict[str
         "epdms_hc": (2.0, 1.0 - np.maximum.accumulate(uncomfortable)),
     }
     if context.shared.has_lanes:
-        off = scored["lane_offset_m"].valid & (scored["lane_offset_m"].values > LANE_OFFSET_M) & context.evaluated
+        off = scored["lane_offset_m"].valid & (scored["lane_offset_m"].values > LANE_OFFSET_M)
+        off &= context.evaluated & ~context.in_junction
         parts["epdms_lk"] = (2.0, 1.0 - np.maximum.accumulate(_lasting(off, context, LANE_OFFSET_S)))
+    if scored["extended_comfort"].valid.any():
+        parts["epdms_ec"] = (2.0, _share_so_far(scored["extended_comfort"], context))
     return parts
+
+
+def _share_so_far(flag: Series, context: ScoringContext) -> Float[np.ndarray, "t"]:
+    """Mean of the flag over the steps after warm-up up to each step; 1 before the first valid one."""
+    counted = flag.valid & context.evaluated
+    total = np.cumsum(counted)
+    return np.where(total > 0, np.cumsum(np.where(counted, flag.values, 0.0)) / np.maximum(total, 1), 1.0)
 
 
 def _so_far(flag: Series, context: ScoringContext) -> Bool[np.ndarray, "t"]:

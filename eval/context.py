@@ -109,6 +109,15 @@ class ScoringContext:
         return steps, lanes
 
     @cached_property
+    def in_junction(self) -> Bool[np.ndarray, "t"]:
+        """Whether a lane that runs across a junction holds the centre of the ego box."""
+        steps, lanes = self.lanes_at
+        inside = np.zeros(len(self.t_us), bool)
+        if len(steps):
+            inside[steps[self.shared.lane_is_junction[lanes]]] = True
+        return inside
+
+    @cached_property
     def has_plan(self) -> Bool[np.ndarray, "t"]:
         """Steps with a plan of finite numbers."""
         return np.asarray(np.isfinite(self.record.plans).all(axis=(1, 2)))

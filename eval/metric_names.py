@@ -130,5 +130,16 @@ METRIC_TEXTS: tuple[MetricText, ...] = (
     MetricText("open_loop_collision", "Plan collisions", "", "less", "Share of plans that hit a road user within 3 s."),
     MetricText("min_ade@2.5s(gt)", "Plan error, 2.5 s", "m", "less", "Mean distance of plans from the expert.", 2),
     MetricText("min_ade@2.5s(self)", "Plan kept, 2.5 s", "m", "less", "Mean distance of plans from the way driven.", 2),
+    MetricText(
+        "extended_comfort", "Extended comfort", "", "more", "Share of plans that feel like the plan 0.5 s before them."
+    ),
+    MetricText("img_is_black", "Black images", "", "less", "Share of rollouts with a black camera image."),
+    MetricText(
+        "safety_monitor_triggered",
+        "Safety monitor",
+        "",
+        "",
+        "Share of rollouts in which the driver objected.",
+    ),
     MetricText("failure_rate", "Failed rollouts", "", "less", "Share of rollouts that ended without a record."),
 )

@@ -11,12 +11,14 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eval.learning import Learning
 from eval.results import ReducedRollout, RolloutScore, Summary
 from neural_sim.road_map import RoadMap
 
 POLICY_COLORS = ("#2f6db5", "#d4711c", "#1f9469", "#9a4fb0", "#c23b4e", "#7a7f2a", "#4a8fa0", "#8a6d5b")
 _INK = "#123456"  # stands for the text colour of the page, see `_inline_svg`
 _ROAD = "#8a9097"
+_GROUP_STYLES = ((POLICY_COLORS[0], "-"), (POLICY_COLORS[4], "--"))  # training scenes, held-out scenes
 _WIDTH_IN, _HEIGHT_IN, _LOW_IN = 5.2, 3.1, 2.6
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "roadloop",
@@ -137,6 +139,28 @@ def checkpoint_curve_svg(summary: Summary, name: str, colors: Colors) -> str:
         axes.set_xticks(places, summary.checkpoints, **slant)
         axes.set_xlim(-0.5, len(cells) - 0.5)
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+        axes.grid(visible=True, axis="y")
+
+    return _figure(draw, _LOW_IN)
+
+
+def learning_curve_svg(learning: Learning, metric: str) -> str:
+    """A metric over the training steps, a line for each group of scenes; the best checkpoint is ringed.
+
+    Where a checkpoint has no finite value (a driving score without incident) the line has a gap.
+    """
+    steps = np.array([learning.progress.steps[name] for name in learning.checkpoints])
+
+    def draw(axes: Axes) -> None:
+        for group, (color, line) in zip(learning.groups, _GROUP_STYLES, strict=False):
+            values = np.array([np.nan if value is None else value for value in learning.values(group, metric)])
+            axes.plot(steps, values, color=color, linewidth=1.4, linestyle=line, marker="o", markersize=4, label=group)
+            if learning.best is not None:
+                place = learning.checkpoints.index(learning.best.policy)
+                axes.plot(steps[place], values[place], "o", color=color, markersize=10, fillstyle="none")
+        axes.set(xlabel="optimiser steps")
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+        axes.legend(frameon=False, fontsize=8)
         axes.grid(visible=True, axis="y")
 
     return _figure(draw, _LOW_IN)

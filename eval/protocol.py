@@ -10,7 +10,7 @@ Preset = Literal["paper", "alpasim"]
 # What AlpaSim's code does where the paper's rules, as we read them, differ.
 _FIXED_BY_PRESET: dict[str, dict[str, Any]] = {
     "paper": {},
-    "alpasim": {"standing_speed_mps": 0.0, "count_contacts_in_log": True},
+    "alpasim": {"standing_speed_mps": 0.0, "count_contacts_in_log": True, "reject_black_images": True},
 }
 
 
@@ -19,8 +19,9 @@ class EvaluationProtocol:
     """Rules of scoring and aggregation; the defaults are those of the RoaD paper (section 5, supplement B.1)."""
 
     preset: Preset = "paper"
-    """`paper`: the fields below as given. `alpasim`: as AlpaSim's public code counts, which fixes two of them: a
-    standing ego hit from the side is at fault (`standing_speed_mps` 0), and contacts that the log has too count."""
+    """`paper`: the fields below as given. `alpasim`: as AlpaSim's public code counts, which fixes three of them: a
+    standing ego hit from the side is at fault (`standing_speed_mps` 0), contacts that the log has too count, and
+    rollouts with a black image are dropped (here: they count as failed, so that the report names them)."""
     stop_at_first_incident: bool = True
     """Count nothing after the first step with an off-road or a collision of any kind; that step itself counts."""
     max_distance_to_log_m: float | None = 4.0
@@ -35,6 +36,8 @@ class EvaluationProtocol:
     """Below this speed the ego stands, and being hit from the side is not its fault, m/s."""
     count_contacts_in_log: bool = False
     """Whether a contact counts although the expert's box touched the same road user at the same time."""
+    reject_black_images: bool = False
+    """Whether a rollout with a black image of the first camera after warm-up counts as failed."""
     bootstrap_resamples: int = 1000
     """Number of resamples of the scenes behind each interval."""
     permutations: int = 10_000

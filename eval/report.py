@@ -11,8 +11,17 @@ from urllib.parse import quote
 import jinja2
 
 from eval.aggregate import summarise
+from eval.learning import Learning, learning_of, overfitting_notes
 from eval.notes import baseline_notes, open_loop_headline, open_loop_notes
-from eval.plots import checkpoint_curve_svg, distance_svg, paths_svg, plan_distance_svg, policy_colors, speed_svg
+from eval.plots import (
+    checkpoint_curve_svg,
+    distance_svg,
+    learning_curve_svg,
+    paths_svg,
+    plan_distance_svg,
+    policy_colors,
+    speed_svg,
+)
 from eval.report_tables import (
     comparison_tables,
     format_number,
@@ -27,9 +36,10 @@ from eval.report_tables import (
 from eval.results import EvaluationResult, ReducedRollout, RolloutKey, Summary
 from eval.tables import write_metrics, write_summary
 from eval.verdict import comparison_line, verdict
-from neural_sim.artifacts import atomic_file
+from neural_sim.artifacts import atomic_file, write_json
 from neural_sim.errors import InputError
 
+LEARNING_NAME = "learning_curves.json"
 _HEADLINE_METRICS = 6
 _CURVES = ("driving_score", "collision_at_fault")
 
@@ -61,6 +71,7 @@ def write_report(
 ) -> Summary:
     """Write `metrics.parquet`, `summary.json` and `report.html` into the folder `out`; returns the summary.
 
+    Checkpoints of one training run also give `learning_curves.json`.
     `provenance`: shown as given (commit, versions, checkpoints, seed). The same arguments give the same bytes; no
     clock is read. Raises `InputError` when there is nothing to report.
     """
@@ -68,6 +79,9 @@ def write_report(
     summary = summarise(evaluation)
     page = render_html(out, evaluation, summary, options, provenance or {}, config_yaml)
     write_metrics(evaluation.scores, out / "metrics.parquet")
+    learning = learning_of(evaluation)
+    if learning is not None:
+        write_json(out / LEARNING_NAME, learning.to_json(_curve_names(summary)))
     write_summary(summary, out / "summary.json")
     with atomic_file(out / "report.html") as partial:
         partial.write_text(page, encoding="utf-8")
@@ -89,11 +103,12 @@ def render_html(
     environment.filters |= {"number": format_number, "signed": format_signed}
     colors = policy_colors(list(summary.policies))
     rows = metric_rows(summary)
+    learning = learning_of(evaluation)
     embedding = _Embedding(out, options.max_embedded_mb * 1e6)
     return environment.get_template("report.html.j2").render(
         title=options.title,
         verdict=verdict(summary),
-        notes=[*baseline_notes(summary), *open_loop_notes(summary), *evaluation.notes],
+        notes=[*baseline_notes(summary), *open_loop_notes(summary), *_learning_notes(learning), *evaluation.notes],
         summary=summary,
         policies=list(summary.policies),
         colors=colors,
@@ -102,7 +117,7 @@ def render_html(
         comparisons=_comparison_lines(summary),
         comparison_tables=comparison_tables(summary),
         clips=embedding.cards(evaluation.clips, evaluation, summary),
-        curves=_curves(summary, colors),
+        curves=_curves(summary, colors) if learning is None else _learning_curves(learning, summary),
         plan_distances=plan_distance_svg(_distances_by_policy(evaluation), colors),
         open_loop=open_loop_table(summary),
         scenes=scene_rows(summary),
@@ -126,11 +141,39 @@ def _comparison_lines(summary: Summary) -> list[str]:
 
 def _curves(summary: Summary, colors: Mapping[str, str]) -> list[dict[str, str]]:
     """Curves over the checkpoints in the order given; none below two."""
-    open_loop = open_loop_headline(summary)
-    names = [*_CURVES, *([open_loop] if open_loop else [])]
     if len(summary.checkpoints) < 2:
         return []
-    return [{"label": metric_text(name).label, "svg": checkpoint_curve_svg(summary, name, colors)} for name in names]
+    return [
+        {
+            "svg": checkpoint_curve_svg(summary, name, colors),
+            "caption": f"{metric_text(name).label} over the checkpoints; dashed: baselines",
+        }
+        for name in _curve_names(summary)
+    ]
+
+
+def _curve_names(summary: Summary) -> list[str]:
+    open_loop = open_loop_headline(summary)
+    return [*_CURVES, *([open_loop] if open_loop else [])]
+
+
+def _learning_curves(learning: Learning, summary: Summary) -> list[dict[str, str]]:
+    """The same metrics over the steps of the training run."""
+    ringed = "" if learning.best is None else f"; ringed: {learning.best.policy}"
+    return [
+        {"svg": learning_curve_svg(learning, name), "caption": f"{metric_text(name).label} over the training{ringed}"}
+        for name in _curve_names(summary)
+    ]
+
+
+def _learning_notes(learning: Learning | None) -> list[str]:
+    if learning is None:
+        return []
+    best = learning.best
+    found = [] if best is None else [
+        f"The best checkpoint is {best.policy}, by {metric_text(best.metric).label.lower()} ({best.value:.3f})."
+    ]  # fmt: skip
+    return [*found, *overfitting_notes(learning)]
 
 
 def _distances_by_policy(evaluation: EvaluationResult) -> dict[str, list[float]]:

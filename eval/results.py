@@ -143,6 +143,21 @@ class OpenLoopScore:
 
 
 @dataclass(frozen=True)
+class TrainingProgress:
+    """Where the checkpoints of an evaluation stand in the training run that made them.
+
+    Attributes:
+        steps: optimiser steps behind each checkpoint, by name.
+        held_out: ids of scenes that no demonstration came from.
+        best_by: metric that says which checkpoint is the best.
+    """
+
+    steps: Mapping[str, int]
+    held_out: tuple[str, ...] = ()
+    best_by: str = "driving_score"
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """Everything a report is made of.
 
@@ -159,6 +174,7 @@ class EvaluationResult:
         open_loop: open-loop metrics of each policy and scene.
         notes: what a reader has to know, one sentence each.
         conditions: plain JSON values under which it was made; reports are compared only when theirs are equal.
+        progress: where the checkpoints stand in a training run, if they are of one.
     """
 
     protocol: EvaluationProtocol
@@ -173,6 +189,7 @@ class EvaluationResult:
     open_loop: tuple[OpenLoopScore, ...] = ()
     notes: tuple[str, ...] = ()
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    progress: TrainingProgress | None = None
 
 
 @dataclass(frozen=True)

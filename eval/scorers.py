@@ -10,11 +10,13 @@ from eval.comfort import score_comfort_bounds
 from eval.composite import score_epdms, score_scene
 from eval.context import ScoringContext
 from eval.distance import score_distance, score_progress
+from eval.extended_comfort import score_extended_comfort
 from eval.lanes import score_lanes, score_speed_limit
 from eval.motion import score_comfort, score_plan_deviation
 from eval.offroad import score_offroad
 from eval.plan_quality import score_displacement, score_open_loop_collision
 from eval.protocol import EvaluationProtocol
+from eval.reported import score_reported
 from eval.results import RolloutScore, Series
 from eval.shared import shared_geometry
 from eval.standstill import score_standstill
@@ -33,12 +35,14 @@ SCORERS: tuple[Scorer, ...] = (
     score_plan_deviation,
     score_comfort,
     score_comfort_bounds,
+    score_extended_comfort,
     score_time_to_collision,
     score_standstill,
     score_lanes,
     score_speed_limit,
     score_open_loop_collision,
     score_displacement,
+    score_reported,
 )
 COMPOSITES: tuple[Callable[[ScoringContext, Mapping[str, Series]], dict[str, Series]], ...] = (score_scene, score_epdms)
 

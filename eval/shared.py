@@ -80,6 +80,11 @@ class SharedGeometry:
         return np.array([np.nan if limit is None else limit for limit in limits], float)
 
     @cached_property
+    def lane_is_junction(self) -> Bool[np.ndarray, "l"]:
+        """Which lanes run across a junction."""
+        return np.array([lane.is_junction for lane in self._lanes], bool)
+
+    @cached_property
     def lane_tree(self) -> shapely.STRtree:
         """Index of `lane_areas`."""
         return shapely.STRtree(self.lane_areas)

@@ -22,6 +22,7 @@ class Lane:
         width_m: full width, m.
         successors: ids of the lanes that continue it.
         speed_limit_mps: None where the map has none.
+        is_junction: whether it runs across a junction.
     """
 
     lane_id: str
@@ -29,6 +30,7 @@ class Lane:
     width_m: float
     successors: tuple[str, ...] = ()
     speed_limit_mps: float | None = None
+    is_junction: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The closed loop of policy, guidance and simulator for a batch of rollouts of one scene."""
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -18,7 +18,10 @@ from vla.policy import Policy
 
 @dataclass(frozen=True)
 class DriveStep:
-    """One decision for B rollouts: what the policy saw and which plans were executed."""
+    """One decision for B rollouts: what the policy saw and which plans were executed.
+
+    The observation has no images where `drive` was told not to keep them.
+    """
 
     observation: Observation
     guided: GuidedPlans
@@ -70,10 +73,12 @@ def drive(
     seed: int,
     guidance: GuidanceConfig,
     vehicle: EgoVehicle,
+    keep_images: Callable[[int], bool] = lambda t_us: True,
 ) -> Drive:
     """Drive one batch of rollouts to the end of the recording (Algorithm 1, lines 4 to 12).
 
-    `policy` may be None for strategies that do not ask one.
+    `policy` may be None for strategies that do not ask one. `keep_images`: whether the images of the decision at a time
+    (us) are remembered; a long drive with large images does not fit into memory otherwise.
     """
     seeds = [rollout_seed(seed, simulator.scene.scene_id, index) for index in rollout_indices]
     strategy = make_strategy(guidance, policy, vehicle, seeds)
@@ -81,6 +86,7 @@ def drive(
     steps: list[DriveStep] = []
     while not simulator.is_done:
         guided = strategy.decide(simulator, observation)
-        steps.append(DriveStep(observation, guided))
-        observation, _ = simulator.step(guided.plans)
+        kept = observation if keep_images(simulator.t_us) else replace(observation, images={}, image_times_us={})
+        steps.append(DriveStep(kept, guided))
+        observation, _ = simulator.step(guided.plans, guided.safety_monitor)
     return Drive(simulator.records(rollout_indices), steps)

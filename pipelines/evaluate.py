@@ -5,6 +5,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import yaml
 
 from eval.aggregate import kept_steps
 from eval.report import write_report
-from eval.results import EvaluationResult, OpenLoopScore, RolloutFailure, RolloutKey, RolloutScore
+from eval.reported import reject_black_images
+from eval.results import EvaluationResult, OpenLoopScore, RolloutFailure, RolloutKey, RolloutScore, TrainingProgress
 from eval.scorers import score_rollout
 from neural_sim.artifacts import write_json
 from neural_sim.road_map import RoadMap
@@ -36,7 +38,7 @@ from pipelines.open_loop import executed_distances_m
 from pipelines.processes import default_workers, exclusive, run_units
 from pipelines.provenance import begin_artifact, provenance, provenance_path
 from pipelines.units import chunks, read_scene_ids
-from pipelines.worlds import cached_scene
+from pipelines.worlds import cached_scene, require_renderable
 from vla.checkpoint import policy_hash
 
 logger = logging.getLogger("roadloop")
@@ -53,25 +55,29 @@ def evaluate(
     device: str = "auto",
     workers: int = 0,
     resume: bool = True,
+    progress: TrainingProgress | None = None,
 ) -> Path:
     """Drive every policy in every scene several times and write the report.
 
     All policies get the same seeds. An interrupted job finishes only what is missing; the result depends on neither
     the number of workers nor on interruptions. A rollout that fails is counted and named, the others go on; started
     again, only failed rollouts are tried again. A report can be given further
-    policies later: those it has are kept.
+    policies later: those it has are kept, even when their folders are gone.
+
+    `progress`: where the policies stand in a training run; the report then shows curves over its steps.
 
     Returns:
         `out`, with `report.html`, `summary.json`, `metrics.parquet` and the rollouts' records and videos.
 
     Raises:
-        InputError: a scene or policy is unsound, two policies share a name, `out` holds another evaluation, or not a
-            single rollout was finished.
+        InputError: a scene or policy is unsound, `config.renderer` cannot draw a scene, two policies share a name,
+            `out` holds another evaluation, or not a single rollout was finished.
     """
     drivers = drivers_of(policies, config.baselines)
     scene_ids = read_scene_ids(scenes)
+    require_renderable(config.renderer, scenes)
     settings = {
-        "policies": {driver.name: policy_hash(driver.seen_by) for driver in drivers if driver.baseline is None},
+        "policies": {driver.name: _hash_of(driver, out) for driver in drivers if driver.baseline is None},
         "scenes": scene_ids, "seed": seed, "evaluate": config_to_mapping(config),
         "simulation": config_to_mapping(simulation),
     }  # fmt: skip
@@ -97,10 +103,25 @@ def evaluate(
         ] if config.open_loop else []  # fmt: skip
         _judge_missing(open_loop_units, workers)
         result = _collect(units, open_loop_units, drivers, _conditions(settings, places))
+        result = replace(result, progress=progress)
         made = provenance("evaluate", settings)
         versions = {"commit": str(made["commit"]), **made["versions"]}
         write_report(out, result, provenance=versions, config_yaml=yaml.safe_dump(settings, sort_keys=False))
     return out
+
+
+def recorded_policies(out: Path) -> dict[str, str]:
+    """Hashes of the policies in the report `out` by name, in its order; none when there is no report."""
+    record = provenance_path(out)
+    if not out.exists() or not record.is_file():
+        return {}
+    return json.loads(record.read_text())["settings"].get("policies", {})
+
+
+def _hash_of(driver: Driver, out: Path) -> str:
+    """Hash of a checkpoint; of one that was deleted since it was evaluated, the recorded hash."""
+    recorded = recorded_policies(out).get(driver.name)
+    return recorded if recorded and not driver.seen_by.exists() else policy_hash(driver.seen_by)
 
 
 def _drive_missing(units: Sequence[EvaluationUnit], workers: int) -> None:
@@ -175,6 +196,7 @@ def _score(unit: EvaluationUnit, index: int, failures: Mapping[int, RolloutFailu
     try:
         record, scene, protocol = read_record(unit.record_path(index)), cached_scene(unit.scene), unit.config.protocol
         score = score_rollout(record, scene, protocol, policy=unit.driver.name)
+        reject_black_images(score, protocol)
         keep, _ = kept_steps(score, protocol)
         distances_m = executed_distances_m(record, scene)[keep]
     except Exception as error:  # a damaged record or a degenerate drive must not cost the report
@@ -204,6 +226,7 @@ def _conditions(settings: Mapping[str, Any], places: Sequence[tuple[Path, str]])
         "seed": settings["seed"],
         "temperature": of_evaluation["temperature"],
         "batch_size": of_evaluation["batch_size"],
+        "renderer": of_evaluation["renderer"],
         "simulation": settings["simulation"],
         "scene_files": {scene_id: _scene_fingerprint(path) for path, scene_id in places},
     }

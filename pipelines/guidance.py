@@ -91,6 +91,7 @@ class GuidedPlans:
         distances_m: float64 [B, K], d^g of every candidate (equation 6).
         chosen: int64 [B], index of the closest candidate (equation 5).
         recovered: bool [B], whether the plan was blended towards the expert (equations 7 and 8).
+        safety_monitor: bool [B], where the policy's own monitor objects; None for a policy without one.
     """
 
     plans: Float[np.ndarray, "b 64 3"]
@@ -98,6 +99,7 @@ class GuidedPlans:
     distances_m: Float[np.ndarray, "b k"]
     chosen: Int[np.ndarray, "b"]
     recovered: Bool[np.ndarray, "b"]
+    safety_monitor: Bool[np.ndarray, "b"] | None = None
 
 
 def corner_distance_m(

@@ -78,7 +78,10 @@ class SampledStrategy:
         samples = self._policy.sample(observation, config.samples_per_step, config.temperature, self._generators)
         expert, valid = self._expert.ahead(simulator)
         time_left_s = (simulator.scene.expert.end_us - simulator.t_us) * 1e-6
-        return choose_plans(samples.poses.double().numpy(), expert, valid, time_left_s, self._vehicle, config)
+        guided = choose_plans(samples.poses.double().numpy(), expert, valid, time_left_s, self._vehicle, config)
+        return (
+            guided if samples.safety_monitor is None else replace(guided, safety_monitor=samples.safety_monitor.numpy())
+        )
 
 
 class QueriedStrategy:

@@ -85,6 +85,7 @@ def write_log(root):
         write_image(log / "sensors" / "cameras" / "ring_front_center" / f"{t + 1234}.jpg", i)
     lane = {
         "lane_type": "VEHICLE",
+        "is_intersection": False,
         "left_lane_boundary": points((0, 4), (30, 4)),
         "right_lane_boundary": points((0, 0), (10, 0), (30, 0)),
         "successors": [2, 99],
@@ -93,7 +94,8 @@ def write_log(root):
         "lane_segments": {
             "1": lane,
             "2": lane
-            | {"left_lane_boundary": points((30, 4), (60, 4)), "right_lane_boundary": points((30, 0), (60, 0))},
+            | {"left_lane_boundary": points((30, 4), (60, 4)), "right_lane_boundary": points((30, 0), (60, 0))}
+            | {"is_intersection": True},
             "3": lane | {"lane_type": "BIKE"},
         },
         "drivable_areas": {

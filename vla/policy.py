@@ -6,11 +6,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 PLAN_STEPS = 64
 PLAN_STEP_S = 0.1
+ROUTE_POINTS = 20
 
 
 class Observation(Protocol):
@@ -18,7 +19,8 @@ class Observation(Protocol):
 
     t_us: int64 [B], now; images: uint8 [B, F, H, W, 3] by camera name, oldest first; image_times_us: int64 [B, F] by
     camera name; ego_history: float32 [B, 16, 4] (x, y, yaw, speed) every 0.1 s up to `t_us`, rig frame at `t_us`,
-    m, rad, m/s; navigation: one instruction per rollout, may be empty.
+    m, rad, m/s; navigation: one instruction per rollout, may be empty; route: float32 [B, 20, 2], points (x, y) of the
+    route every 4 m ahead, rig frame at `t_us`, m, NaN after its end, or None.
     """
 
     @property
@@ -46,13 +48,18 @@ class Observation(Protocol):
         """One instruction per rollout."""
         ...
 
+    @property
+    def route(self) -> Float[np.ndarray, "b 20 2"] | None:
+        """Points of the route ahead, NaN after its end; None where it is not known."""
+        ...
+
 
 @dataclass(frozen=True)
 class TrainingBatch:
     """B observations with the plans to imitate. Has the shape of `Observation`.
 
     Attributes:
-        t_us, images, image_times_us, ego_history, navigation: see `Observation`.
+        t_us, images, image_times_us, ego_history, navigation, route: see `Observation`.
         target: float32 [B, 64, 3], (x, y, yaw) at 0.1 s to 6.4 s, rig frame at `t_us`, m and rad.
         weight: float32 [B], weight of each example in the loss, 1 by default.
         reasoning: chain-of-causation text of each example, empty where there is none; None where no example has any.
@@ -66,6 +73,7 @@ class TrainingBatch:
     target: Float[np.ndarray, "b 64 3"]
     weight: Float[np.ndarray, "b"]
     reasoning: tuple[str, ...] | None = None
+    route: Float[np.ndarray, "b 20 2"] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,12 @@ class PlanSamples:
         poses: float32 [B, K, 64, 3], (x, y, yaw) at 0.1 s to 6.4 s after the observation, rig frame at the
             observation, m and rad.
         score: float32 [B, K] log-likelihood, or None for a head that has none.
+        safety_monitor: bool [B], where the policy's own monitor objects to the situation, or None without a monitor.
     """
 
     poses: Float[Tensor, "b k 64 3"]
     score: Float[Tensor, "b k"] | None = None
+    safety_monitor: Bool[Tensor, "b"] | None = None
 
 
 class Policy(Protocol):

@@ -55,7 +55,8 @@ def _lane(name: str, segment: dict[str, Any], present: dict[str, Any], where: st
         _points(segment, "left_lane_boundary", 2, where), _points(segment, "right_lane_boundary", 2, where)
     )
     successors = (str(successor) for successor in field(segment, "successors", list, where))
-    return Lane(name, line, width_m, tuple(successor for successor in successors if successor in present))
+    known = tuple(successor for successor in successors if successor in present)
+    return Lane(name, line, width_m, known, is_junction=field(segment, "is_intersection", bool, where))
 
 
 def _polygon(area: Any, where: str) -> shapely.Geometry:

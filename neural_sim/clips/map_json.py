@@ -47,12 +47,17 @@ def road_map_from_json(value: dict[str, Any], where: str) -> RoadMap:
 
 
 def _lane_to_json(lane: Lane) -> dict[str, Any]:
-    return {
+    value: dict[str, Any] = {
         "lane_id": lane.lane_id,
         "centerline_m": np.asarray(lane.centerline_m, float).tolist(),
         "width_m": float(lane.width_m),
         "successors": list(lane.successors),
-    } | ({} if lane.speed_limit_mps is None else {"speed_limit_mps": float(lane.speed_limit_mps)})
+    }
+    if lane.speed_limit_mps is not None:
+        value["speed_limit_mps"] = float(lane.speed_limit_mps)
+    if lane.is_junction:
+        value["is_junction"] = True
+    return value
 
 
 def _lane_from_json(value: Any, where: str) -> Lane:
@@ -65,6 +70,7 @@ def _lane_from_json(value: Any, where: str) -> Lane:
         width_m=field(value, "width_m", float, where),
         successors=tuple(str(successor) for successor in successors),
         speed_limit_mps=field(value, "speed_limit_mps", float, where) if "speed_limit_mps" in value else None,
+        is_junction=field(value, "is_junction", bool, where) if "is_junction" in value else False,
     )
 
 

@@ -1,5 +1,6 @@
 """The nuScenes map expansion: lanes as arcs, drivable area as polygons with holes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +76,20 @@ def _lanes(
     where: str,
 ) -> tuple[Lane, ...]:
     paths, connectivity = field(value, "arcline_path_3", dict, where), field(value, "connectivity", dict, where)
-    elements = [*field(value, "lane", list, where), *field(value, "lane_connector", list, where)]
+    plain, connectors = field(value, "lane", list, where), field(value, "lane_connector", list, where)
     lanes: list[Lane] = []
-    for element in elements:
+    for i, element in enumerate([*plain, *connectors]):
         token = field(element, "token", str, where)
         line = arc_line(paths.get(token, []), f"{where}: lane {token}")
         if len(line) < 2 or not shapely.LineString(line[:, :2]).intersects(near):
             continue
         length_m = float(np.linalg.norm(np.diff(line[:, :2], axis=0), axis=1).sum())
         area = _polygon(polygons, str(element.get("polygon_token")), nodes, where).area
-        successors = connectivity.get(token, {}).get("outgoing", [])
+        successors = tuple(str(name) for name in connectivity.get(token, {}).get("outgoing", []))
         center = np.column_stack([line[:, :2], np.zeros(len(line))])
-        lanes.append(Lane(token, center, float(area) / length_m, tuple(str(name) for name in successors)))
+        lanes.append(Lane(token, center, float(area) / length_m, successors, is_junction=i >= len(plain)))
     present = {lane.lane_id for lane in lanes}
-    return tuple(
-        Lane(lane.lane_id, lane.centerline_m, lane.width_m, tuple(name for name in lane.successors if name in present))
-        for lane in lanes
-    )
+    return tuple(replace(lane, successors=tuple(name for name in lane.successors if name in present)) for lane in lanes)
 
 
 def _polygon(

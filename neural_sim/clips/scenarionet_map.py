@@ -54,12 +54,14 @@ def even_odd(rings: list[Float[np.ndarray, "m 2"]]) -> shapely.Geometry:
 def _lane(name: str, feature: dict[str, Any], where: str) -> tuple[Lane, shapely.Geometry]:
     center = _points(feature, "polyline", 2, where)
     line = shapely.LineString(center)
-    if "polygon" in feature and len(np.atleast_1d(feature["polygon"])) >= 3:
+    has_polygon = "polygon" in feature and len(np.atleast_1d(feature["polygon"])) >= 3
+    if has_polygon:
         area = shapely.make_valid(shapely.Polygon(_points(feature, "polygon", 3, where)))
         width_m = float(area.area / line.length) if line.length > 0 else CONNECTOR_WIDTH_M
     else:
         area, width_m = line.buffer(CONNECTOR_WIDTH_M / 2, cap_style="flat"), CONNECTOR_WIDTH_M
-    return Lane(name, np.column_stack([center, np.zeros(len(center))]), width_m), area
+    center = np.column_stack([center, np.zeros(len(center))])
+    return Lane(name, center, width_m, is_junction=not has_polygon), area
 
 
 def _points(feature: dict[str, Any], key: str, at_least: int, where: str) -> Float[np.ndarray, "m 2"]:

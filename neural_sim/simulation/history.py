@@ -12,9 +12,13 @@ from neural_sim.simulation.state import SimulatorState, StepEntry
 
 
 def observe(
-    state: SimulatorState, images: ImageFormat, control_step_us: int, navigation: tuple[str, ...]
+    state: SimulatorState,
+    images: ImageFormat,
+    control_step_us: int,
+    navigation: tuple[str, ...],
+    route: Float[np.ndarray, "b 20 2"],
 ) -> Observation:
-    """The observation of all rollouts at the present of `state`, with `navigation` as their instructions."""
+    """The observation of all rollouts at the present of `state`, with their instructions and `route` ahead, m."""
     batch_size, stride = len(state.seeds), images.frame_interval_us // control_step_us
     shown = state.frames[::-1][::stride][: images.num_frames][::-1]
     ages_us = np.arange(images.num_frames - 1, -1, -1) * images.frame_interval_us
@@ -26,6 +30,7 @@ def observe(
         image_times_us={name: times_us.copy() for name in names},
         ego_history=ego_history(state.entries, control_step_us),
         navigation=navigation,
+        route=route.astype(np.float32),
     )
 
 

@@ -34,6 +34,7 @@ from neural_sim.simulation.plans import (
     rejection_detail,
 )
 from neural_sim.simulation.record import RolloutRecord, SimulationEvent
+from neural_sim.simulation.reports import black_image_events, safety_monitor_events
 from neural_sim.simulation.route import COMMAND_TEXTS, Command, command_of, make_route
 from neural_sim.simulation.scene_checks import scene_events
 from neural_sim.simulation.state import SimulatorState, StepEntry, StepInfo
@@ -93,6 +94,7 @@ class Simulator:
         traffic: list[TrafficStep] = [self._log.at(k) for k in range(len(states))]
         traffic[-1] = self._traffic.start(traffic[-1], len(states) - 1, batch_size)
         entries = tuple(self._entry(k, states[k], errors, traffic[k]) for k in range(len(states)))
+        frames = self._warmup_frames(entries)
         _, delay, command = replayed[-1]
         self._current = SimulatorState(
             scene_id=self.scene.scene_id,
@@ -103,15 +105,21 @@ class Simulator:
             command=_repeat_command(command, batch_size),
             entries=entries,
             plans=(None,) * (len(entries) - 1),
-            frames=self._warmup_frames(entries),
-            events=tuple((b, event) for b in range(batch_size) for event in self._scene_events),
+            frames=frames,
+            events=(
+                *((b, event) for b in range(batch_size) for event in self._scene_events),
+                *black_image_events(frames[-1], entries[-1].t_us),
+            ),
         )
         return self.observation()
 
-    def step(self, plans: Float[np.ndarray, "b 64 3"]) -> tuple[Observation, StepInfo]:
+    def step(
+        self, plans: Float[np.ndarray, "b 64 3"], safety_monitor: Bool[np.ndarray, "b"] | None = None
+    ) -> tuple[Observation, StepInfo]:
         """Hand over one plan per rollout, (x, y, yaw) at 0.1 s to 6.4 s in the rig frame now, and move on by one step.
 
-        Raises `InputError` when the array has another shape or the simulation is over. A plan that is not finite or
+        `safety_monitor`: where the driver's own monitor objects; it becomes an event and changes nothing.
+        Raises `InputError` when an array has another shape or the simulation is over. A plan that is not finite or
         jumps is rejected with an event; that rollout keeps its previous plan.
         """
         state = self._state
@@ -126,7 +134,10 @@ class Simulator:
         now, step = state.now, len(state.entries)
         traffic = self._traffic.advance(now.traffic, step, now.planar, now.velocity)
         entry = self._entry(step, vehicle, state.pose_errors, traffic)
-        events = self._events(state, plans, accepted, command, entry)
+        frame = self._render(now, entry)
+        events = safety_monitor_events(safety_monitor, len(state.seeds), now.t_us)
+        events += self._events(state, plans, accepted, command, entry)
+        events += black_image_events(frame, entry.t_us)
         handed_over = plans.astype(np.float32)
         handed_over.flags.writeable = False
         self._current = replace(
@@ -136,14 +147,15 @@ class Simulator:
             command=command,
             entries=(*state.entries, entry),
             plans=(*state.plans, handed_over),
-            frames=(*state.frames[1:], self._render(now, entry)),
+            frames=(*state.frames[1:], frame),
             events=(*state.events, *events),
         )
         return self.observation(), self._info(entry, followed, accepted, events)
 
     def observation(self) -> Observation:
         """The observation at the present time; `reset` and `step` return the same."""
-        return observe(self._state, self.images, self.config.control_step_us, self._navigation())
+        step_us = self.config.control_step_us
+        return observe(self._state, self.images, step_us, self._navigation(), self.waypoints())
 
     def waypoints(self) -> Float[np.ndarray, "b 20 2"]:
         """The route ahead of each rollout: 20 points over 80 m in its true rig frame, m; NaN after the route's end."""
