@@ -15,6 +15,7 @@ from neural_sim.simulation.vehicle import (
     state_on_path,
     step_vehicle,
 )
+from neural_sim.simulation.vehicle_kernel import coefficients, lateral_rates
 
 VEHICLE, LIMITS = VehicleParameters(), VehicleLimits()
 
@@ -58,6 +59,25 @@ def test_mirrored_commands_give_the_mirrored_drive(speed, steering, acceleration
         assert getattr(left, name)[0] == getattr(right, name)[0]
     for name in ("y_m", "yaw_rad", "vy_mps", "yaw_rate_radps", "steering_rad"):
         assert getattr(left, name)[0] == -getattr(right, name)[0]
+
+
+@given(st.floats(5, 40), st.floats(-3, 3), st.floats(-2, 2))
+def test_tyres_only_take_energy(vx, vy, yaw_rate):
+    vy_rate, yaw_acceleration = lateral_rates(np.array([[vx, vy, yaw_rate, 0.0]]), coefficients(VEHICLE))[0]
+    # Power into sideways motion and turning, without what the frame that turns with the car adds.
+    power_w = VEHICLE.mass_kg * vy * (vy_rate + vx * yaw_rate) + VEHICLE.yaw_inertia_kgm2 * yaw_rate * yaw_acceleration
+    front_mps, rear_mps = vy + VEHICLE.front_axle_to_cg_m * yaw_rate, vy - VEHICLE.rear_axle_to_cg_m * yaw_rate
+    stiffness = 2 * VEHICLE.front_cornering_npr * front_mps**2 + 2 * VEHICLE.rear_cornering_npr * rear_mps**2
+    assert power_w == pytest.approx(-stiffness / vx, rel=1e-9, abs=1e-6)
+    assert power_w <= 1e-6
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(6, 30), st.floats(-0.9, 3))
+def test_work_of_the_drive_is_kinetic_energy(speed, acceleration):
+    unlagged = state(vx_mps=speed, acceleration_mps2=acceleration)
+    end = drive(unlagged, command(0.0, acceleration), 3.0)
+    assert end.vx_mps[0] ** 2 - speed**2 == pytest.approx(2 * acceleration * end.x_m[0], rel=1e-6, abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
