@@ -34,6 +34,7 @@ def score_progress(context: ScoringContext) -> dict[str, Series]:
     """Progress along the expert path, as shares of its length.
 
     - `progress`: arc length of the closest place on the whole recorded path over the length of that path;
+    - `progress_rel_to_total`, `progress_clipped_rel`: the same under AlpaSim's other names for it;
     - `progress_rel`: the same on the path the expert has driven since the start of the rollout; 1 is keeping up.
 
     Invalid while the path in question is shorter than 1 m (the expert stands).
@@ -45,8 +46,11 @@ def score_progress(context: ScoringContext) -> dict[str, Series]:
     _, arc_so_far_m = project_on_path(ego_xy, path_m, np.arange(len(path_m)))
     so_far_m = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path_m, axis=0), axis=1))])
     long_enough = so_far_m >= _MIN_PATH_M
+    progress = context.series(arc_m / max(full_m, 1e-9), "last", np.full(len(arc_m), full_m >= _MIN_PATH_M))
     return {
-        "progress": context.series(arc_m / max(full_m, 1e-9), "last", np.full(len(arc_m), full_m >= _MIN_PATH_M)),
+        "progress": progress,
+        "progress_rel_to_total": progress,
+        "progress_clipped_rel": progress,
         "progress_rel": context.series(arc_so_far_m / np.maximum(so_far_m, 1e-9), "min", long_enough),
     }
 

@@ -202,7 +202,7 @@ def _fit(image: UInt8[np.ndarray, "h w 3"], width_px: int, height_px: int) -> Im
 
 
 @cache
-def _font(size_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def caption_font(size_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as shipped with matplotlib: the same letters on every machine."""
     import matplotlib
 
@@ -215,14 +215,14 @@ _LEGEND = (("expert", COLOR_EXPERT), ("driven", COLOR_DRIVEN), ("plan", COLOR_PL
 
 def _draw_caption(draw: ImageDraw.ImageDraw, caption: Caption, width_px: int, top_px: int, bottom_px: int) -> None:
     left, top = 14, top_px + 10
-    draw.text((left, top), _shorten(caption.title, width_px - 2 * left), COLOR_MUTED, _font(13))
+    draw.text((left, top), _shorten(caption.title, width_px - 2 * left), COLOR_MUTED, caption_font(13))
     x, top = float(left), top + 24
     for label, value in caption.lines:
-        shown_px = max(_font(19, bold=True).getlength(value), _font(11).getlength(label))
+        shown_px = max(caption_font(19, bold=True).getlength(value), caption_font(11).getlength(label))
         if x > left and x + shown_px > width_px - left:
             x, top = float(left), top + 44
-        draw.text((x, top), value, COLOR_TEXT, _font(19, bold=True))
-        draw.text((x, top + 24), label, COLOR_MUTED, _font(11))
+        draw.text((x, top), value, COLOR_TEXT, caption_font(19, bold=True))
+        draw.text((x, top + 24), label, COLOR_MUTED, caption_font(11))
         x += shown_px + 26
     _draw_pills(draw, caption, left, bottom_px - 28)
     is_narrow = width_px < 480
@@ -232,22 +232,22 @@ def _draw_caption(draw: ImageDraw.ImageDraw, caption: Caption, width_px: int, to
 def _draw_pills(draw: ImageDraw.ImageDraw, caption: Caption, left: float, top: float) -> None:
     pills = [(text, COLOR_CONTACT) for text in caption.flags] + [(text, (74, 80, 88)) for text in caption.notes]
     for text, color in pills:
-        text_px = _font(12, bold=True).getlength(text)
+        text_px = caption_font(12, bold=True).getlength(text)
         draw.rounded_rectangle((left, top, left + text_px + 14, top + 20), 4, fill=color)
-        draw.text((left + 7, top + 3), text, COLOR_TEXT, _font(12, bold=True))
+        draw.text((left + 7, top + 3), text, COLOR_TEXT, caption_font(12, bold=True))
         left += text_px + 20
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, right: float, top: float) -> None:
     for text, color in reversed(_LEGEND):
-        right -= _font(11).getlength(text)
-        draw.text((right, top), text, COLOR_MUTED, _font(11))
+        right -= caption_font(11).getlength(text)
+        draw.text((right, top), text, COLOR_MUTED, caption_font(11))
         right -= 16
         draw.rectangle((right, top + 5, right + 11, top + 8), fill=color)
         right -= 10
 
 
 def _shorten(text: str, width_px: float) -> str:
-    while text and _font(13).getlength(text) > width_px:
+    while text and caption_font(13).getlength(text) > width_px:
         text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
     return text

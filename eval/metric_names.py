@@ -55,6 +55,7 @@ METRIC_TEXTS: tuple[MetricText, ...] = (
     MetricText("dist_traveled_m", "Distance driven", "m", "more", "Metres driven in the counted part of a rollout.", 1),
     MetricText("gt_dist_traveled_m", "Expert distance", "m", "", "Metres the expert drove in the same time.", 1),
     MetricText("progress", "Progress", "", "more", "Share of the whole recorded path reached at the end of counting."),
+    MetricText("duration_frac_20s", "Duration", "", "more", "Counted time of a rollout over 20 s."),
     MetricText(
         "progress_rel", "Relative progress", "", "more", "Lowest ratio of own to expert progress; 1 is keeping up."
     ),

@@ -60,7 +60,10 @@ def score_rollout(
             "score it with its own scene"
         )
     context = ScoringContext(record, scene, protocol or EvaluationProtocol(), shared_geometry(scene))
-    series: dict[str, Series] = {"eval_relevant": context.series(context.evaluated, "max")}
+    series: dict[str, Series] = {
+        "eval_relevant": context.series(context.evaluated, "max"),
+        "duration_frac_20s": _duration(context),
+    }
     for scorer in SCORERS:
         series.update(scorer(context))
     series.update(_incidents(context, series))
@@ -79,6 +82,12 @@ def score_rollout(
         map_source=scene.road_map.source,
         event_counts=dict(sorted(Counter(event.kind for event in record.events).items())),
     )
+
+
+def _duration(context: ScoringContext) -> Series:
+    """Time since the warm-up in units of 20 s."""
+    start_us = context.t_us[context.evaluated.argmax()]
+    return context.series(np.maximum(context.t_us - start_us, 0) / 20e6, "last")
 
 
 def _incidents(context: ScoringContext, series: dict[str, Series]) -> dict[str, Series]:

@@ -219,6 +219,9 @@ def test_distances_to_the_expert():
     assert values["progress_rel"][2:] == pytest.approx(0.5)
     assert result.series["progress_rel"].valid.tolist() == [False, False] + [True] * 19
     assert values["eval_relevant"].tolist() == [0] * 5 + [1] * 16
+    assert values["duration_frac_20s"] == pytest.approx(np.maximum(np.arange(21) - 5, 0) * 0.1 / 20)
+    for name in ("progress_rel_to_total", "progress_clipped_rel"):
+        assert np.array_equal(values[name], values["progress"])
 
 
 def test_distance_travelled_is_not_fooled_by_loops():
