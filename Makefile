@@ -7,6 +7,11 @@ STAMP := $(VENV)/.installed
 # The CPU build of torch, pinned: an unpinned install would pull gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 
+# What nerfstudio's nerfacto imports. nerfstudio itself goes in without its other dependencies (2 GB, an old protobuf, a
+# second OpenCV, a torchvision for CUDA), which nothing here imports.
+NERF_LIBRARIES := imageio msgspec rich websockets
+NERF := nerfstudio==1.1.5 nerfacc==0.5.2 viser==0.2.7
+
 .PHONY: install demo test lint clean
 
 install: $(STAMP)
@@ -15,7 +20,8 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(NERF_LIBRARIES)
+	$(BIN)/python -m pip install --quiet --no-deps $(NERF)
 	touch $(STAMP)
 
 demo: install

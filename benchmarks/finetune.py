@@ -38,6 +38,7 @@ from vla.training_modes import TrainingModeConfig, apply_training_mode, paramete
 CAMERA = "camera_front_wide_120fov"
 EXAMPLES = 64
 WARMUP_STEPS = 2
+LOADED_STEPS = 64
 
 
 def main() -> None:
@@ -47,6 +48,8 @@ def main() -> None:
         shards = write_shards(Path(folder) / "shards")
         for size in arguments.sizes:
             figures |= _in_new_process(measure_steps, shards, size, arguments.steps, arguments.batch_size)
+            needed = figures[f"{size}_trainer_examples_per_s"]
+            figures |= measure_loader(shards, size, arguments.batch_size, needed)
             for mode in arguments.modes:
                 figures |= _in_new_process(measure_memory, shards, size, mode, arguments.batch_size)
     for name, value in figures.items():
@@ -98,12 +101,12 @@ def make_policy(size: str) -> DrivingPolicy:
 
 
 def measure_steps(shards: Path, size: str, steps: int, batch_size: int) -> dict[str, float]:
-    """Loader alone, then steps of DeepSpeed and of a bare loop in turn."""
+    """Steps of DeepSpeed and of a bare loop in turn."""
     config = TrainingConfig(
         steps=steps + WARMUP_STEPS, batch_size=batch_size, micro_batch_size=batch_size, mode="all", zero_stage=0
     )
     source = ExampleSource([shards])
-    loaded_s, batches = _load(source, config)
+    batches = _load(source, config)
     engine, bare = _engine(size, config), _Bare(make_policy(size), config)
     engine_s, bare_s = [], []
     for step, micro in enumerate(batches):
@@ -121,16 +124,33 @@ def measure_steps(shards: Path, size: str, steps: int, batch_size: int) -> dict[
         f"{size}_step_s": ours,
         f"{size}_bare_step_s": theirs,
         f"{size}_step_ratio": ours / theirs,
-        f"{size}_loader_examples_per_s": len(batches) * batch_size / loaded_s,
         f"{size}_trainer_examples_per_s": batch_size / ours,
-        f"{size}_loader_over_trainer": len(batches) * ours / loaded_s,
     }
+
+
+def measure_loader(shards: Path, size: str, batch_size: int, trainer_examples_per_s: float) -> dict[str, float]:
+    """Examples per second that the loader decodes with nothing else to do, in threads and in processes."""
+    figures = {}
+    for name, workers in (("threads", 0), ("processes", 2)):
+        config = TrainingConfig(
+            steps=LOADED_STEPS, batch_size=batch_size, micro_batch_size=batch_size, loader_workers=workers
+        )
+        with Loader(ExampleSource([shards]), config, 0, 0, 1, 0) as loader:
+            batches = iter(loader)
+            # The first ones wait for processes to start, and those decoded ahead meanwhile come for nothing.
+            for _ in range(2 * config.prefetch):
+                next(batches)
+            started_s = time.perf_counter()
+            rate = batch_size * sum(1 for _ in batches) / (time.perf_counter() - started_s)
+        figures[f"{size}_loader_examples_per_s/{name}"] = rate
+        figures[f"{size}_loader_over_trainer/{name}"] = rate / trainer_examples_per_s
+    return figures
 
 
 def measure_memory(shards: Path, size: str, mode: TrainingMode, batch_size: int) -> dict[str, float]:
     """Peak memory of a process that takes three steps in `mode`."""
     config = TrainingConfig(steps=3, batch_size=batch_size, micro_batch_size=batch_size, mode=mode, zero_stage=0)
-    _, batches = _load(ExampleSource([shards]), config)
+    batches = _load(ExampleSource([shards]), config)
     engine = _engine(size, config)
     before_gb = peak_memory_gb("cpu")
     for step, micro in enumerate(batches):
@@ -140,12 +160,9 @@ def measure_memory(shards: Path, size: str, mode: TrainingMode, batch_size: int)
     return {f"{size}_{mode}_peak_gb": after_gb, f"{size}_{mode}_peak_of_steps_gb": after_gb - before_gb}
 
 
-def _load(source: ExampleSource, config: TrainingConfig) -> tuple[float, list[MicroBatch]]:
-    """All micro-batches, and the time to decode them with nothing else to do, s."""
+def _load(source: ExampleSource, config: TrainingConfig) -> list[MicroBatch]:
     with Loader(source, config, 0, 0, 1, 0) as loader:
-        started_s = time.perf_counter()
-        batches = list(loader)
-        return time.perf_counter() - started_s, batches
+        return list(loader)
 
 
 class _Bare:

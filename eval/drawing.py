@@ -1,26 +1,17 @@
 """Pictures of a rollout: the bird's-eye view and the video frame around it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
 import numpy as np
-import shapely
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from neural_sim.frames import planar_to_local
+from neural_sim.drawing.top_view import TopView, caption_font
 from neural_sim.road_map import RoadMap
-from neural_sim.road_users import box_corners
 
-_SUPERSAMPLING = 2
 _TEXT_COLUMN_PX = 360
 _EGO_HEIGHT_SHARE = 0.72  # the ego sits low in the view: what lies ahead matters more
 
-COLOR_GROUND = (233, 234, 230)
-COLOR_ROAD = (205, 208, 210)
-COLOR_LANE = (250, 250, 248)
 COLOR_EXPERT = (38, 98, 168)
 COLOR_DRIVEN = (214, 110, 20)
 COLOR_PLAN = (22, 140, 96)
@@ -87,9 +78,9 @@ def draw_birds_eye(
     m_per_px: float = 0.16,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw the surroundings of the ego from above, heading up; uint8 [height_px, width_px, 3]."""
-    view = _View(content.ego_planar, width_px, height_px, m_per_px)
+    view = TopView(content.ego_planar, width_px, height_px, m_per_px, _EGO_HEIGHT_SHARE)
     if road_map is not None:
-        _draw_road(view, road_map)
+        view.road(road_map)
     view.line(content.expert_xy, COLOR_EXPERT, 0.35)
     view.line(content.driven_xy, COLOR_DRIVEN, 0.35)
     for candidate in content.candidates_xy if content.candidates_xy is not None else ():
@@ -128,86 +119,10 @@ def compose_frame(
     return np.asarray(frame)
 
 
-class _View:
-    """A supersampled canvas with the ego pose as its origin."""
-
-    def __init__(self, ego_planar: np.ndarray, width_px: int, height_px: int, m_per_px: float) -> None:
-        self.ego_planar = np.asarray(ego_planar, float)
-        self.size = (width_px, height_px)
-        self.px_per_m = _SUPERSAMPLING / m_per_px
-        self.image = Image.new("RGB", (width_px * _SUPERSAMPLING, height_px * _SUPERSAMPLING), COLOR_GROUND)
-        self.draw = ImageDraw.Draw(self.image)
-        ahead_m, behind_m = height_px * m_per_px * np.array([_EGO_HEIGHT_SHARE, 1 - _EGO_HEIGHT_SHARE])
-        self.reach_m = float(np.hypot(max(ahead_m, behind_m), width_px * m_per_px / 2)) + 5.0
-
-    def pixels(self, xy: Float[np.ndarray, "n 2"]) -> list[tuple[float, float]]:
-        """World points (m) to canvas coordinates."""
-        planar = np.column_stack([xy, np.zeros(len(xy))])
-        local = planar_to_local(planar, self.ego_planar)
-        x = self.image.width / 2 - local[:, 1] * self.px_per_m
-        y = self.image.height * _EGO_HEIGHT_SHARE - local[:, 0] * self.px_per_m
-        return list(zip(x.tolist(), y.tolist(), strict=True))
-
-    def line(self, xy: Float[np.ndarray, "n 2"], color: tuple[int, int, int], width_m: float) -> None:
-        """Draw a polyline of world points with a width in m."""
-        if len(xy) >= 2:
-            width_px = max(2, round(width_m * self.px_per_m))
-            self.draw.line(self.pixels(xy), fill=color, width=width_px, joint="curve")
-
-    def polygon(self, xy: Float[np.ndarray, "n 2"], color: tuple[int, int, int]) -> None:
-        """Fill a polygon of world points."""
-        if len(xy) >= 3:
-            self.draw.polygon(self.pixels(xy), fill=color)
-
-    def box(
-        self,
-        planar: Float[np.ndarray, "3"],
-        size_m: Sequence[float] | np.ndarray,
-        fill: tuple[int, int, int] | None = None,
-        outline: tuple[int, int, int] = COLOR_LANE,
-    ) -> None:
-        """Draw a box at (x, y, yaw) with a mark at its front."""
-        corners = box_corners(np.asarray(planar, float), float(size_m[0]), float(size_m[1]))
-        self.draw.polygon(self.pixels(corners), fill=fill, outline=outline, width=2 * _SUPERSAMPLING)
-        front = (corners[0] + corners[3]) / 2
-        center = np.asarray(planar[:2], float)
-        self.line(np.stack([center + 0.4 * (front - center), front]), outline, 0.2)
-
-    def finish(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The canvas at its final size."""
-        return np.asarray(self.image.resize(self.size, Image.Resampling.BOX))
-
-
-def _draw_road(view: _View, road_map: RoadMap) -> None:
-    x, y = view.ego_planar[:2]
-    window = (x - view.reach_m, y - view.reach_m, x + view.reach_m, y + view.reach_m)
-    visible = shapely.clip_by_rect(road_map.drivable, *window)
-    areas = [area for area in shapely.get_parts(visible) if isinstance(area, shapely.Polygon)]
-    for area in sorted(areas, key=lambda area: -area.area):
-        view.polygon(shapely.get_coordinates(area.exterior), COLOR_ROAD)
-        for hole in area.interiors:
-            view.polygon(shapely.get_coordinates(hole), COLOR_GROUND)
-    for lane in road_map.lanes:
-        if len(lane.centerline_m) < 2:
-            continue
-        line = shapely.clip_by_rect(shapely.LineString(lane.centerline_m[:, :2]), *window)
-        for part in shapely.get_parts(line):
-            view.line(shapely.get_coordinates(part), COLOR_LANE, 0.12)
-
-
 def _fit(image: UInt8[np.ndarray, "h w 3"], width_px: int, height_px: int) -> Image.Image:
     scale = min(width_px / image.shape[1], height_px / image.shape[0])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-
-
-@cache
-def caption_font(size_px: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as shipped with matplotlib: the same letters on every machine."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size_px)
 
 
 _LEGEND = (("expert", COLOR_EXPERT), ("driven", COLOR_DRIVEN), ("plan", COLOR_PLAN))

@@ -10,7 +10,7 @@ from eval.results import EvaluationResult, Summary, TrainingProgress, open_loop_
 from neural_sim.errors import InputError
 
 ALL_SCENES, TRAINING_SCENES, HELD_OUT_SCENES = "all scenes", "training scenes", "held-out scenes"
-DRIVING_SCORE, INCIDENTS = "driving_score", "incidents_per_km"
+DRIVING_SCORE, INCIDENTS, DISTANCE_TO_EXPERT = "driving_score", "incidents_per_km", "dist_to_gt_trajectory"
 LEARNING_FORMAT_VERSION = 1
 
 
@@ -120,17 +120,24 @@ def _in_scenes(evaluation: EvaluationResult, scene_ids: set[str]) -> EvaluationR
 
 
 def _best(learning: Learning) -> BestCheckpoint | None:
-    """The first of the best; the driving score is ranked by its inverse, which is finite without incidents too."""
+    """The best; of equal ones the one nearest to the recorded drives, then the first.
+
+    The driving score is ranked by its inverse, which is finite without incidents too.
+    """
     asked = learning.progress.best_by
     metric = INCIDENTS if asked == DRIVING_SCORE else asked
     group = HELD_OUT_SCENES if HELD_OUT_SCENES in learning.groups else next(iter(learning.groups))
     sign = -1.0 if _better(metric) == "more" else 1.0
-    found = zip(learning.checkpoints, learning.values(group, metric), strict=True)
-    ranked = [(sign * value, name) for name, value in found if value is not None]
+    values, distances_m = (learning.values(group, each) for each in (metric, DISTANCE_TO_EXPERT))
+    ranked = [
+        (sign * value, float("inf") if distance_m is None else distance_m, place)
+        for place, (value, distance_m) in enumerate(zip(values, distances_m, strict=True))
+        if value is not None
+    ]
     if not ranked:
         return None
-    least, name = min(ranked, key=lambda item: item[0])
-    return BestCheckpoint(name, metric, sign * least)
+    least, _, place = min(ranked)
+    return BestCheckpoint(learning.checkpoints[place], metric, sign * least)
 
 
 def _better(name: str) -> str:

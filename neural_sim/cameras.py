@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from neural_sim.distortion import Distortion, FTheta, distortion_from_json, distortion_to_json
+from neural_sim.ego_mask import EgoMask
 from neural_sim.errors import InputError
 
 SHUTTER_DIRECTIONS = ("top-to-bottom", "bottom-to-top", "left-to-right", "right-to-left")
@@ -26,6 +27,7 @@ class Camera:
         shutter_us: time from the first to the last image row, us; 0 for a global shutter.
         distortion: lens of a camera that is not a pinhole.
         shutter_direction: in which order a rolling shutter reads rows or columns, one of `SHUTTER_DIRECTIONS`.
+        ego_mask: where the image shows the recording car itself; None where it does not, or nobody has said.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Camera:
     shutter_us: int = 0
     distortion: Distortion | None = None
     shutter_direction: str = "top-to-bottom"
+    ego_mask: EgoMask | None = None
 
     def __post_init__(self) -> None:
         if self.width_px <= 0 or self.height_px <= 0 or self.fx_px <= 0 or self.fy_px <= 0:
@@ -75,7 +78,14 @@ class Camera:
             fy_px=self.fy_px * scale_y,
             cy_px=self.cy_px * scale_y,
             distortion=lens.resized(scale_x, scale_y) if isinstance(lens, FTheta) else lens,
+            ego_mask=None if self.ego_mask is None else self.ego_mask.resized(scale_x, scale_y),
         )
+
+    def ego_pixels(self) -> Bool[np.ndarray, "h w"]:
+        """Which pixels show the recording car itself. Read-only."""
+        if self.ego_mask is None:
+            return np.zeros((self.height_px, self.width_px), bool)
+        return self.ego_mask.pixels(self.width_px, self.height_px)
 
     def project(self, points_m: Float[np.ndarray, "*n 3"]) -> tuple[Float[np.ndarray, "*n 2"], Bool[np.ndarray, "*n"]]:
         """Pixels (x, y) of points in the camera frame, and which of them the lens sees; the image may be smaller."""
@@ -119,6 +129,8 @@ class Camera:
             value["distortion"] = distortion_to_json(self.distortion)
         if self.shutter_direction != SHUTTER_DIRECTIONS[0]:
             value["shutter_direction"] = self.shutter_direction
+        if self.ego_mask is not None:
+            value["ego_mask"] = self.ego_mask.to_json()
         return value
 
     @staticmethod
@@ -132,6 +144,8 @@ class Camera:
             except InputError as error:
                 raise InputError(f"camera {value.get('name')}: {error}") from error
         try:
+            if fields.get("ego_mask") is not None:
+                fields["ego_mask"] = EgoMask.from_json(fields["ego_mask"])
             fields["T_rig_camera"] = np.asarray(fields["T_rig_camera"], float)
             return Camera(**fields)
         except (KeyError, TypeError) as error:

@@ -112,22 +112,24 @@ class EquidistantFisheye:
     def project(self, rays: Rays) -> tuple[Points, Covered]:
         """Normalised image points of rays, and which of them the lens sees."""
         angle, direction = _polar(rays)
-        return _evaluate(self._polynomial, angle)[..., None] * direction, angle <= self._limit_rad
+        return _evaluate(self.polynomial, angle)[..., None] * direction, angle <= self.limit_rad
 
     def unproject(self, points: Points) -> tuple[Rays, Covered]:
         """Unit rays of normalised image points, and which points the lens reaches."""
         radius, direction = _radius(points)
-        angle, covered = _invert(self._polynomial, radius, self._limit_rad)
+        angle, covered = _invert(self.polynomial, radius, self.limit_rad)
         return _from_polar(angle, direction), covered
 
     @property
-    def _polynomial(self) -> tuple[float, ...]:
+    def polynomial(self) -> tuple[float, ...]:
+        """Coefficients of the radius over the angle (rad), from the constant on."""
         k1, k2, k3, k4 = self.coefficients
         return (0.0, 1.0, 0.0, k1, 0.0, k2, 0.0, k3, 0.0, k4)
 
     @cached_property
-    def _limit_rad(self) -> float:
-        return _growing_until(self._polynomial, self.max_angle_rad)
+    def limit_rad(self) -> float:
+        """Widest angle that is seen, rad: `max_angle_rad`, or where the radius stops growing."""
+        return _growing_until(self.polynomial, self.max_angle_rad)
 
 
 @dataclass(frozen=True)
@@ -161,28 +163,28 @@ class FTheta:
             raise InputError(f"f-theta lens: {name} starts with slope {getattr(self, name)[1]}, expected more than 0")
         _require_numbers(self.model, "linear", self.linear, (3,))
         _require_angle(self.model, self.max_angle_rad)
-        if abs(np.linalg.det(self._linear)) < 1e-6:
+        if abs(np.linalg.det(self.linear_map)) < 1e-6:
             raise InputError(f"f-theta lens: the linear map {self.linear} flattens the image; mend the calibration")
 
     def project(self, rays: Rays) -> tuple[Points, Covered]:
         """Pixels from the principal point of rays, and which of them the lens sees."""
         angle, direction = _polar(rays)
-        covered = angle <= self._limit_rad
+        covered = angle <= self.limit_rad
         if self.reference == "angle_to_radius":
             radius = _evaluate(self.angle_to_radius_px, angle)
         else:
-            radius, inverted = _invert(self.radius_px_to_angle, angle, self._limit_px)
+            radius, inverted = _invert(self.radius_px_to_angle, angle, self.limit_px)
             covered &= inverted
-        return (radius[..., None] * direction) @ self._linear.T, covered
+        return (radius[..., None] * direction) @ self.linear_map.T, covered
 
     def unproject(self, points: Points) -> tuple[Rays, Covered]:
         """Unit rays of pixels from the principal point, and which pixels the lens reaches."""
-        radius, direction = _radius(points @ np.linalg.inv(self._linear).T)
+        radius, direction = _radius(points @ np.linalg.inv(self.linear_map).T)
         if self.reference == "angle_to_radius":
-            angle, covered = _invert(self.angle_to_radius_px, radius, self._limit_rad)
+            angle, covered = _invert(self.angle_to_radius_px, radius, self.limit_rad)
         else:
             angle = _evaluate(self.radius_px_to_angle, radius)
-            covered = (radius <= self._limit_px) & (angle <= self.max_angle_rad)
+            covered = (radius <= self.limit_px) & (angle <= self.max_angle_rad)
         return _from_polar(angle, direction), covered
 
     def resized(self, scale_x: float, scale_y: float) -> "FTheta":
@@ -204,18 +206,21 @@ class FTheta:
         return 1.0 / float(self.radius_px_to_angle[1])
 
     @property
-    def _linear(self) -> Float[np.ndarray, "2 2"]:
+    def linear_map(self) -> Float[np.ndarray, "2 2"]:
+        """The 2x2 map from radius times direction to pixels."""
         c, d, e = self.linear
         return np.array([[c, d], [e, 1.0]])
 
     @cached_property
-    def _limit_rad(self) -> float:
+    def limit_rad(self) -> float:
+        """Widest angle that is seen, rad: `max_angle_rad`, or where the radius stops growing."""
         if self.reference == "angle_to_radius":
             return _growing_until(self.angle_to_radius_px, self.max_angle_rad)
-        return self.max_angle_rad
+        return min(self.max_angle_rad, float(_evaluate(self.radius_px_to_angle, np.asarray(self.limit_px))))
 
     @cached_property
-    def _limit_px(self) -> float:
+    def limit_px(self) -> float:
+        """Largest radius of the reference polynomial from radius to angle, px: where it stops growing."""
         # A lens of this focal length reaches its widest angle within a few times focal x angle.
         return _growing_until(self.radius_px_to_angle, 8.0 * self.focal_px * self.max_angle_rad)
 

@@ -61,11 +61,11 @@ def transform_gaussians(gaussians: Gaussians, T_target_source: Float[Tensor, "4 
     """
     rotation, translation = T_target_source[:3, :3], T_target_source[:3, 3]
     means = gaussians.means_m @ rotation.T + translation
-    quaternions = _multiply(_quaternion_from_matrix(rotation), gaussians.quaternions_xyzw)
+    quaternions = multiply_quaternions(quaternion_from_matrix(rotation), gaussians.quaternions_xyzw)
     return Gaussians(means, quaternions, gaussians.log_scales, gaussians.opacity_logits, gaussians.sh)
 
 
-def _quaternion_from_matrix(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"]:
+def quaternion_from_matrix(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"]:
     """Quaternion xyzw of a rotation matrix, by the largest of the four squared components."""
     m = rotation
     trace = m[0, 0] + m[1, 1] + m[2, 2]
@@ -82,7 +82,7 @@ def _quaternion_from_matrix(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"
     return best / best.norm()
 
 
-def _multiply(a: Float[Tensor, "4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
+def multiply_quaternions(a: Float[Tensor, "*n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
     """Hamilton product a * b of xyzw quaternions."""
     ax, ay, az, aw = a.unbind(-1)
     bx, by, bz, bw = b.unbind(-1)

@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from controllers.errors import ControlError
 from eval.gate import Gate, gate_failures, parse_gates
 from neural_sim.errors import InputError
 from pipelines import commands
-from pipelines.config import RunConfig, load_config, load_shipped_config
+from pipelines.config import CheckpointEvaluation, RunConfig, load_config, load_shipped_config
 from vla.errors import PolicyError
 
 logger = logging.getLogger("roadloop")
@@ -22,7 +21,7 @@ USAGE = """\
 usage: roadloop COMMAND [--help]
 
   ingest DATASET   a recorded drive becomes a clip
-  reconstruct      clips become Gaussian scenes
+  reconstruct      clips become Gaussian scenes, or NeRFs to test policies in another world
   pretrain         clips become the base policy (behaviour cloning)
   rollout          the policy drives, guided by the expert; the drives become training shards
   finetune         shards improve the policy (DeepSpeed)
@@ -30,6 +29,8 @@ usage: roadloop COMMAND [--help]
   run              all stages of a configuration, resumable
   demo             `run` on a built-in synthetic street
   compare A B      is report B better than report A, on the same scenes and seeds
+  transfer A B     do the policies keep their order in another renderer
+  import GAUSSIANS with a clip, they become a scene
   export SCENE     its Gaussians as .ply or OpenUSD for other tools
   inspect PATH     what is this, and is it sound
 """
@@ -84,8 +85,14 @@ def _ingest(arguments: list[str]) -> int:
 
 def _reconstruct(arguments: list[str]) -> int:
     from pipelines.reconstruct import reconstruct
+    from pipelines.reconstruct_nerf import reconstruct_nerf
 
     given: commands.Reconstruct = _stage_arguments(commands.Reconstruct, arguments)
+    if given.method == "nerf":
+        reconstruct_nerf(
+            given.clips, out=given.out, config=given.nerf, seed=given.seed, device=given.device, resume=given.resume
+        )
+        return 0
     reconstruct(
         given.clips, out=given.out, config=given.reconstruct, seed=given.seed, device=given.device, resume=given.resume
     )
@@ -110,8 +117,19 @@ def _rollout(arguments: list[str]) -> int:
     rollout(
         given.policy, given.scenes, out=given.out, config=given.rollout, simulation=given.simulation,
         round_index=given.round_index, seed=given.seed, device=given.device, workers=given.workers, resume=given.resume,
+        execution=given.execution,
     )  # fmt: skip
-    return 0
+    return _rollout_code([given.out], "rollout")
+
+
+def _rollout_code(shards: Sequence[Path], command: str) -> int:
+    """Say which rollouts failed: exit code 1 if any did, or if there is nothing to learn from."""
+    from pipelines.rollout import job_problems
+
+    problems = [problem for folder in shards for problem in job_problems(folder)]
+    for problem in problems:
+        print(f"roadloop {command}: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _finetune(arguments: list[str]) -> int:
@@ -124,7 +142,7 @@ def _finetune(arguments: list[str]) -> int:
         return 0
     finetune(
         given.policy, given.shards, out=given.out, config=given.finetune, seed=given.seed, device=given.device,
-        resume=given.resume,
+        resume=given.resume, evaluation=given.evaluation,
     )  # fmt: skip
     return 0
 
@@ -135,15 +153,30 @@ def _evaluate(arguments: list[str]) -> int:
 
     given: commands.Evaluate = _stage_arguments(commands.Evaluate, arguments)
     gates = parse_gates(given.fail_if)
-    stage = partial(
-        evaluate, scenes=given.scenes, out=given.out, config=given.evaluate, simulation=given.simulation,
-        seed=given.seed, device=given.device, workers=given.workers,
-    )  # fmt: skip
     if given.watch is None:
-        report = stage(given.policies, resume=given.resume)
+        if given.held_out:
+            raise InputError("--held-out belongs to --watch; give these scenes with --scenes")
+        report = evaluate(
+            given.policies, given.scenes, out=given.out, config=given.evaluate, simulation=given.simulation,
+            seed=given.seed, device=given.device, workers=given.workers, resume=given.resume,
+        )  # fmt: skip
     else:
-        report = watch(given.watch, given.policies, stage, until=given.watch_until)
+        report = watch(given.watch, given.policies, _judge(given, given.watch), until=given.watch_until)
     return _report_code(report, gates) if report else 0
+
+
+def _judge(given: commands.Evaluate, folder: Path) -> Callable[[Sequence[Path]], Path]:
+    """Evaluate checkpoints that appeared in `folder`, after the policies given."""
+    from pipelines.training.evaluation import report_on_checkpoints
+
+    evaluation = CheckpointEvaluation(
+        given.scenes, given.held_out, best_by=given.best_by, config=given.evaluate, simulation=given.simulation,
+        seed=given.seed, workers=given.workers,
+    )  # fmt: skip
+    count = len(given.policies)
+    return lambda policies: report_on_checkpoints(
+        policies[:count], policies[count:], evaluation, out=given.out, device=given.device, mark_in=folder
+    )
 
 
 def _report_code(report: Path, gates: Sequence[Gate] = ()) -> int:
@@ -170,6 +203,14 @@ def _compare(arguments: list[str]) -> int:
     return 0
 
 
+def _transfer(arguments: list[str]) -> int:
+    from pipelines.transfer import transfer
+
+    given = tyro.cli(commands.Transfer, args=arguments, prog="roadloop transfer")
+    print(transfer(given.reports, out=given.out))
+    return 0
+
+
 def _run(arguments: list[str]) -> int:
     path = _config_file(arguments)
     if path is None and not {"-h", "--help"} & set(arguments):
@@ -187,7 +228,16 @@ def _run_all(default: RunConfig, arguments: list[str], name: str) -> int:
     given = tyro.cli(commands.Run, args=arguments, default=commands.Run.of(default), prog=f"roadloop {name}")
     out = given.out or Path("runs") / given.name
     report = run(given.run, out=out, device=given.device, workers=given.workers, resume=given.resume)
-    return _report_code(report.parent)
+    rollouts = sorted(path.parent for path in (out / "rollouts").glob("*/index.json"))
+    return max(_report_code(report.parent), _rollout_code(rollouts, name))
+
+
+def _import(arguments: list[str]) -> int:
+    from neural_sim.scenes.bare_gaussians import import_gaussians
+
+    given = tyro.cli(commands.Import, args=arguments, prog="roadloop import")
+    import_gaussians(given.gaussians, given.clip, given.out, given.frame)
+    return 0
 
 
 def _export(arguments: list[str]) -> int:
@@ -201,10 +251,36 @@ def _export(arguments: list[str]) -> int:
 def _inspect(arguments: list[str]) -> int:
     from pipelines.inspect import inspect
 
-    found = inspect(tyro.cli(commands.Inspect, args=arguments, prog="roadloop inspect").path)
+    given = tyro.cli(commands.Inspect, args=arguments, prog="roadloop inspect")
+    found = inspect(given.path)
     print(f"{found.kind}: {'sound' if not found.problems else 'unsound'}")
     print("\n".join([*found.facts, *(f"problem: {problem}" for problem in found.problems)]))
+    if found.kind in ("clip", "scene", "shards"):
+        _draw_pictures(found.kind, given.path, given.pictures)
+    if given.render is not None:
+        _render_scene(found.kind, given)
     return 1 if found.problems else 0
+
+
+def _render_scene(kind: str, given: commands.Inspect) -> None:
+    from pipelines.scene_video import render_scene
+
+    if kind != "scene" or given.render is None:
+        raise InputError(f"--render draws scenes (.usdz), and {given.path} is a {kind}")
+    for written in render_scene(given.path, given.render, clip=given.clip, camera=given.camera):
+        print(f"rendered: {written}")
+
+
+def _draw_pictures(kind: str, path: Path, folder: Path | None) -> None:
+    """Draw the clip, scene or shards and say where; what cannot be drawn is no reason to fail an inspection."""
+    from pipelines.pictures import draw_pictures
+    from pipelines.shards.contact_sheet import draw_examples
+
+    try:
+        for picture in draw_examples(path, folder) if kind == "shards" else draw_pictures(path, folder):
+            print(f"picture: {picture}")
+    except InputError as error:
+        print(f"roadloop inspect: no pictures: {error}", file=sys.stderr)
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -215,8 +291,10 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "finetune": _finetune,
     "evaluate": _evaluate,
     "compare": _compare,
+    "transfer": _transfer,
     "run": _run,
     "demo": _demo,
+    "import": _import,
     "export": _export,
     "inspect": _inspect,
 }

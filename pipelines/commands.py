@@ -2,14 +2,26 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from neural_sim.clips.options import IngestOptions
+from neural_sim.errors import InputError
+from neural_sim.nerf.config import NerfConfig
 from neural_sim.reconstruction.config import ReconstructionConfig
 from neural_sim.simulation.config import SimulationConfig
-from pipelines.config import Device, EvaluationConfig, PretrainConfig, RolloutConfig, RunConfig
+from pipelines.config import (
+    CheckpointEvaluation,
+    Device,
+    EvaluationConfig,
+    PretrainConfig,
+    ReconstructionMethod,
+    RolloutConfig,
+    RunConfig,
+)
+from pipelines.execution import ExecutionConfig
 from pipelines.training.config import TrainingConfig
 from vla.config import PolicyConfig
 
@@ -57,13 +69,20 @@ class Ingest:
 
 @dataclass(frozen=True)
 class Reconstruct(Common):
-    """Reconstruct clips as Gaussian scenes, one `.usdz` each."""
+    """Reconstruct clips as Gaussian scenes, one `.usdz` each, or as NeRFs beside them."""
 
     clips: tuple[Path, ...] = tyro.MISSING
     """Clip folders."""
 
+    method: ReconstructionMethod = "splat"
+    """`splat` makes the scene; `nerf` makes a NeRF of the same clip, one `.nerf.safetensors` for `evaluate.renderer
+    nerf`. Put it into the folder of the scene."""
+
     reconstruct: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """Clip to scene."""
+
+    nerf: NerfConfig = field(default_factory=NerfConfig)
+    """Clip to NeRF."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,9 @@ class Rollout(Common):
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
     """The closed loop."""
 
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    """Processes of this machine, or workers of a Ray cluster."""
+
 
 @dataclass(frozen=True)
 class Finetune(Common):
@@ -116,8 +138,39 @@ class Finetune(Common):
     preflight: bool = False
     """Only check machines, versions, shards, memory and a collective, on every host of the run, and train nothing."""
 
+    evaluate_every: int = 0
+    """Steps between closed-loop evaluations of saved checkpoints, a multiple of `--finetune.save-every`; 0 evaluates the
+    result alone, if there are `--scenes`. The report lies at `OUT.report/`."""
+
+    scenes: tuple[Path, ...] = ()
+    """Scene files to evaluate on, as a rule those of the shards; empty for no evaluation."""
+
+    held_out: tuple[Path, ...] = ()
+    """Scene files that no shard came from; they show overfitting, and decide which checkpoint is best."""
+
+    best_by: str = "driving_score"
+    """Metric of the report that says which checkpoint is the best; that one is kept."""
+
     finetune: TrainingConfig = field(default_factory=TrainingConfig)
     """Optimisation."""
+
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Rollouts and protocol of the evaluations."""
+
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    """The closed loop of the evaluations."""
+
+    @property
+    def evaluation(self) -> CheckpointEvaluation | None:
+        """How checkpoints are evaluated on the way. Raises `InputError` when there are no scenes to do it on."""
+        if not self.scenes and not self.held_out:
+            if self.evaluate_every:
+                raise InputError("--evaluate-every needs scenes to drive in; pass --scenes, --held-out or both")
+            return None
+        return CheckpointEvaluation(
+            self.scenes, self.held_out, self.evaluate_every, self.best_by, self.evaluate, self.simulation, self.seed,
+            self.workers,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,6 +182,13 @@ class Evaluate(Common):
 
     scenes: tuple[Path, ...] = tyro.MISSING
     """Scene files."""
+
+    held_out: tuple[Path, ...] = ()
+    """Further scene files, with `--watch`: none of the training run's demonstrations came from them. They show
+    overfitting, and decide which checkpoint is best."""
+
+    best_by: str = "driving_score"
+    """Metric that says which checkpoint is the best, with `--watch`."""
 
     fail_if: tuple[str, ...] = ()
     """Conditions that make the exit code 1, such as 'driving_score < 0.5' for the last checkpoint, or
@@ -192,6 +252,35 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Do policies keep their order in another renderer? Puts reports of the same evaluation side by side."""
+
+    reports: Positional[tuple[Path, ...]]
+    """Report folders, equal but for `evaluate.renderer`; the first is what the others are compared with."""
+
+    out: Path = Path("transfer")
+    """Folder for `transfer.json` and `transfer.md`."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Make a scene from bare Gaussians and the clip of the same drive."""
+
+    gaussians: Positional[Path]
+    """`.nurec` (3dgrut), or `.ply` in the 3DGS convention with a `.sky.npz` beside it (Instant NuRec)."""
+
+    clip: Path
+    """Clip folder with rig, cameras, road users and map of the drive."""
+
+    out: Path
+    """Scene file, `.usdz`; its name becomes the scene's."""
+
+    frame: Literal["world", "rig", "camera"] = "world"
+    """Where the Gaussians' coordinates start: the clip's world, its first ego pose, or its first camera at the first
+    frame."""
+
+
+@dataclass(frozen=True)
 class Export:
     """Write the static Gaussians of a scene for other tools."""
 
@@ -208,6 +297,20 @@ class Inspect:
 
     path: Positional[Path]
     """A clip, scene, shards, checkpoint, report or run."""
+
+    pictures: Path | None = None
+    """Folder for the pictures of a clip or scene (contact sheet, drive from above) or of shards (contact sheet of
+    examples); default inside the clip or the shards, beside the scene."""
+
+    render: Path | None = None
+    """Of a scene: write this .mp4, recorded frames beside renderings and views from 2 m beside the path, and a contact
+    sheet .png of the same name; held-out frames are marked."""
+
+    clip: Path | None = None
+    """With `--render`: the clip the scene was made from; default `clips/NAME` beside the folder of the scene."""
+
+    camera: str | None = None
+    """With `--render`: camera to show; default the scene's first."""
 
 
 def with_defaults(kind: type[Common], run: RunConfig) -> Common:

@@ -1,41 +1,19 @@
 """Stage `compare`: two reports made at different times, compared on the same scenes and seeds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from eval.aggregate import aggregate
 from eval.protocol import EvaluationProtocol
 from eval.report_tables import difference_row, format_number, format_signed, pairs_text
-from eval.results import Comparison, RolloutFailure, RolloutScore, Summary
-from eval.tables import comparison_json, read_scores, read_summary
+from eval.results import Comparison, Summary
+from eval.tables import comparison_json
 from eval.verdict import comparison_line
 from neural_sim.artifacts import atomic_file, write_json
-from neural_sim.errors import InputError
-from pipelines.config import differences
+from pipelines.reports import ReadReport, changed_baselines, read_report, refuse_incomparable
 
 COMPARISON_FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class _Report:
-    """A report as read from its folder; `tag` tells its policies from those of the other one."""
-
-    folder: Path
-    tag: str
-    summary: Mapping[str, Any]
-    scores: list[RolloutScore]
-    failures: list[RolloutFailure]
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """Policies that are no baselines, in their order."""
-        return [name for name in self.summary["policies"] if name not in self.summary.get("baselines", ())]
-
-    def label(self, policy: str) -> str:
-        """Name of a policy where both reports are shown together."""
-        return f"{policy} ({self.tag})"
 
 
 def compare(first: Path, second: Path, *, out: Path) -> str:
@@ -53,12 +31,12 @@ def compare(first: Path, second: Path, *, out: Path) -> str:
     """
     same_name = first.resolve().name == second.resolve().name
     labels = ("first", "second") if same_name else (first.resolve().name, second.resolve().name)
-    reports = _read(first, labels[0]), _read(second, labels[1])
-    _refuse_incomparable(*reports)
+    reports = read_report(first, labels[0]), read_report(second, labels[1])
+    refuse_incomparable(*reports)
     summary = _joined(*reports)
     wanted = {reports[1].label(name) for name in reports[1].checkpoints}
     shown = [item for item in summary.comparisons if item.candidate in wanted]
-    changed = _changed_baselines(*reports)
+    changed = changed_baselines(*reports)
     text = _text(reports, shown, changed, summary.protocol.confidence)
     write_json(out / "comparison.json", {
         "format_version": COMPARISON_FORMAT_VERSION,
@@ -71,33 +49,7 @@ def compare(first: Path, second: Path, *, out: Path) -> str:
     return text
 
 
-def _read(folder: Path, tag: str) -> _Report:
-    summary = read_summary(folder / "summary.json")
-    failures = [RolloutFailure(**failure) for failure in summary.get("failures", ())]
-    report = _Report(folder, tag, summary, read_scores(folder / "metrics.parquet"), failures)
-    if not report.checkpoints:
-        raise InputError(f"{folder}: holds no checkpoint to compare; evaluate one")
-    return report
-
-
-def _refuse_incomparable(first: _Report, second: _Report) -> None:
-    names = ("format_version", "scenes", "rollouts", "protocol", "conditions")
-    old, new = ({name: report.summary.get(name) for name in names} for report in (first, second))
-    changed = [line for line in differences(old, new) if line.split(": ")[0] not in _HARMLESS]
-    if changed:
-        raise InputError(
-            f"{first.folder} and {second.folder} cannot be compared: {'; '.join(changed[:5])}"
-            f"{f'; and {len(changed) - 5} more' if len(changed) > 5 else ''}; evaluate both the same way"
-        )
-
-
-# Rules of the statistics alone: the comparison is made anew, with those of the first report.
-_HARMLESS = tuple(
-    f"protocol.{name}" for name in ("bootstrap_resamples", "permutations", "confidence", "power", "bootstrap_seed")
-)
-
-
-def _joined(first: _Report, second: _Report) -> Summary:
+def _joined(first: ReadReport, second: ReadReport) -> Summary:
     """Both reports aggregated as one, the last checkpoint of the first report in front."""
     reports = first, second
     given = first.summary["protocol"]
@@ -110,19 +62,8 @@ def _joined(first: _Report, second: _Report) -> Summary:
     return aggregate(scores, protocol, failures, policies=ordered)
 
 
-def _changed_baselines(first: _Report, second: _Report) -> list[str]:
-    """Baselines of both reports whose rollouts differ."""
-    common = [name for name in first.summary.get("baselines", ()) if name in second.summary.get("baselines", ())]
-    means = [{name: _means(report, name) for name in common} for report in (first, second)]
-    return [name for name in common if means[0][name] != means[1][name]]
-
-
-def _means(report: _Report, policy: str) -> dict[str, float | None]:
-    return {name: cell["mean"] for name, cell in report.summary["policies"][policy].items()}
-
-
 def _text(
-    reports: tuple[_Report, _Report], shown: Sequence[Comparison], changed: Sequence[str], confidence: float
+    reports: tuple[ReadReport, ReadReport], shown: Sequence[Comparison], changed: Sequence[str], confidence: float
 ) -> str:
     lines = [f"# {reports[1].folder} compared with {reports[0].folder}", ""]
     lines += [

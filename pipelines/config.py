@@ -15,9 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from eval.protocol import EvaluationProtocol
 from neural_sim.clips.options import IngestOptions
 from neural_sim.errors import InputError
+from neural_sim.nerf.config import NerfConfig
 from neural_sim.reconstruction.config import ReconstructionConfig
 from neural_sim.simulation.config import SimulationConfig
+from pipelines.execution import ExecutionConfig
 from pipelines.guidance import GuidanceConfig
+from pipelines.quality import QualityConfig
+from pipelines.rounds import Regenerate
 from pipelines.training.config import TrainingConfig
 from vla.config import PolicyConfig
 
@@ -25,6 +29,8 @@ T = TypeVar("T")
 
 Device = Literal["auto", "cpu", "cuda"]
 Baseline = Literal["expert", "constant_velocity"]
+RendererKind = Literal["splat", "nerf", "town"]
+ReconstructionMethod = Literal["splat", "nerf"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,21 @@ class RolloutConfig:
     target: Literal["plan", "realised"] = "plan"
     """What the policy learns: the chosen (blended) plan of Algorithm 1, or the path the car then really took."""
 
+    shard_mb: float = 256.0
+    """Size at which a tar is closed and the next begun, MB. A unit of work (`batch_size` rollouts) never shares one."""
+
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Which windows are left out, and how much the others count."""
+
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     """How plans are chosen."""
+
+    def __post_init__(self) -> None:
+        for name in ("rollouts_per_scene", "batch_size"):
+            _require_at_least(f"rollout.{name}", getattr(self, name), 1)
+        for name, unit in (("window_stride_s", "s"), ("max_distance_to_log_m", "m"), ("shard_mb", "MB")):
+            if not getattr(self, name) > 0:
+                raise InputError(f"rollout.{name} is {getattr(self, name)} {unit}, expected more than zero")
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,10 @@ class EvaluationConfig:
 
     temperature: float = 0.8
     """Scale of the initial noise of the one plan drawn per step."""
+
+    renderer: RendererKind = "splat"
+    """What the policies see: `splat`, the reconstruction; `nerf`, the same clip as a NeRF, which `reconstruct --method
+    nerf` put beside the scene; `town`, the true world behind a scene made from a clip of the synthetic town."""
 
     baselines: tuple[Baseline, ...] = ("expert", "constant_velocity")
     """Drivers without a network that every report shows for scale: the replayed recording, and keeping the speed and
@@ -126,6 +149,35 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointEvaluation:
+    """How the checkpoints of a training run are evaluated."""
+
+    scenes: tuple[Path, ...]
+    """Scene files, as a rule those that the demonstrations came from."""
+
+    held_out: tuple[Path, ...] = ()
+    """Scene files that no demonstration came from: they show overfitting to the others, and decide which is best."""
+
+    every: int = 0
+    """Steps between evaluations, a multiple of `save_every`; 0 for the result alone."""
+
+    best_by: str = "driving_score"
+    """Metric that says which checkpoint is the best."""
+
+    config: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Rollouts and protocol."""
+
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    """The closed loop."""
+
+    seed: int = 0
+    """Seed of the rollouts; the same for every checkpoint."""
+
+    workers: int = 0
+    """Processes that drive, 0 for one per processor; the processes that train wait meanwhile."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A complete run: clips, scenes, base policy, rounds of rollouts and fine-tuning, evaluation."""
 
@@ -138,11 +190,26 @@ class RunConfig:
     rounds: int = 1
     """Rounds of rollouts and fine-tuning, each starting from the policy before it."""
 
+    regenerate: Regenerate = "each_round"
+    """When new rollouts are driven: `each_round` by the policy before it; `once`, by the base policy, for all rounds;
+    `every_steps`, whenever the policy has been trained for `regenerate_every_steps` since."""
+
+    regenerate_every_steps: int = 0
+    """Optimiser steps between two generations of rollouts; a multiple of `finetune.steps` skips rounds, a divisor of it
+    splits each round into that many."""
+
+    keep_rounds: int = 1
+    """Generations of rollouts that a round learns from: so many of the newest; 0 for all. Older ones can count less by
+    `finetune.weighting`."""
+
     clips: tuple[ClipConfig, ...] = ()
     """Drives to ingest. The demonstrations come from all of them."""
 
     reconstruct: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """Clip to scene."""
+
+    nerf: NerfConfig = field(default_factory=NerfConfig)
+    """Clip to NeRF, done only when `evaluate.renderer` is `nerf`."""
 
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Architecture of the policy."""
@@ -161,6 +228,9 @@ class RunConfig:
 
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Closed-loop evaluation."""
+
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    """Where the rollouts are driven. The results do not depend on it."""
 
 
 def _require_at_least(name: str, found: float, minimum: float) -> None:

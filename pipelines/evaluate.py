@@ -19,6 +19,7 @@ from eval.reported import reject_black_images
 from eval.results import EvaluationResult, OpenLoopScore, RolloutFailure, RolloutKey, RolloutScore, TrainingProgress
 from eval.scorers import score_rollout
 from neural_sim.artifacts import write_json
+from neural_sim.nerf.storage import nerf_path
 from neural_sim.road_map import RoadMap
 from neural_sim.simulation.config import SimulationConfig
 from neural_sim.simulation.record import read_record
@@ -37,6 +38,7 @@ from pipelines.evaluation_units import (
 from pipelines.open_loop import executed_distances_m
 from pipelines.processes import default_workers, exclusive, run_units
 from pipelines.provenance import begin_artifact, provenance, provenance_path
+from pipelines.shards.reader import file_sha256
 from pipelines.units import chunks, read_scene_ids
 from pipelines.worlds import cached_scene, require_renderable
 from vla.checkpoint import policy_hash
@@ -81,6 +83,8 @@ def evaluate(
         "scenes": scene_ids, "seed": seed, "evaluate": config_to_mapping(config),
         "simulation": config_to_mapping(simulation),
     }  # fmt: skip
+    if config.renderer == "nerf":
+        settings["nerfs"] = {name: file_sha256(nerf_path(path)) for path, name in zip(scenes, scene_ids, strict=True)}
     workers = workers or default_workers()
     resolved = banner("evaluate", device, seed, workers)
     with exclusive(out):
@@ -229,6 +233,7 @@ def _conditions(settings: Mapping[str, Any], places: Sequence[tuple[Path, str]])
         "renderer": of_evaluation["renderer"],
         "simulation": settings["simulation"],
         "scene_files": {scene_id: _scene_fingerprint(path) for path, scene_id in places},
+        **({"nerfs": settings["nerfs"]} if "nerfs" in settings else {}),
     }
 
 

@@ -17,7 +17,6 @@ from eval.video import render_rollout_video
 from neural_sim.artifacts import atomic_file, atomic_folder, write_json
 from neural_sim.errors import InputError
 from neural_sim.rendering.renderer import Renderer
-from neural_sim.rendering.splat_renderer import SplatRenderer
 from neural_sim.scenes.scene import Scene
 from neural_sim.simulation.blank import BlankRenderer
 from neural_sim.simulation.config import SimulationConfig
@@ -26,13 +25,13 @@ from neural_sim.simulation.record import write_record
 from neural_sim.simulation.simulator import Simulator
 from pipelines.config import Baseline, EvaluationConfig
 from pipelines.drive import Drive, drive, rollout_seed
+from pipelines.failures import failure_reason
 from pipelines.guidance import GuidanceConfig
 from pipelines.open_loop import one_rollout, open_loop_metrics, replayed_windows
 from pipelines.shards.example import safe_name
-from pipelines.worlds import cached_policy, cached_scene, image_format
+from pipelines.worlds import cached_policy, cached_scene, image_format, make_renderer
 from vla.baselines import ConstantVelocityPolicy
 from vla.checkpoint import read_policy_config
-from vla.errors import PolicyError
 from vla.policy import Policy, TrainingBatch
 
 FAILURES_NAME = "failures.json"
@@ -145,20 +144,14 @@ def open_loop_unit(unit: OpenLoopUnit) -> None:
     """Write `{"num_windows", "metrics"}` of each driver, or `{"error"}`. Runs in a worker process."""
     windows: dict[ImageFormat, list[TrainingBatch]] = {}
     for driver in unit.drivers:
-        images = image_format(read_policy_config(driver.seen_by))
         try:
+            images = image_format(read_policy_config(driver.seen_by))
             if images not in windows:
                 windows[images] = _replayed(unit, images)
             found = _open_loop(unit, driver, windows[images])
         except Exception as error:  # a policy may fail in any way
             found = {"error": failure_reason(error)}
         write_json(unit.path(driver), found)
-
-
-def failure_reason(error: Exception) -> str:
-    """One line that says what went wrong."""
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, InputError | PolicyError) else f"{type(error).__name__}: {text}"
 
 
 def _attempt(unit: EvaluationUnit, indices: tuple[int, ...], folder: Path) -> list[RolloutFailure]:
@@ -189,7 +182,7 @@ def _drive(unit: EvaluationUnit, indices: tuple[int, ...], folder: Path) -> None
 
 def _replayed(unit: OpenLoopUnit, images: ImageFormat) -> list[TrainingBatch]:
     scene = cached_scene(unit.scene)
-    renderer = SplatRenderer(scene, unit.device)
+    renderer = make_renderer(unit.config.renderer, unit.scene, unit.device)
     simulator = Simulator(scene, renderer, unit.simulation, images)
     return replayed_windows(simulator, unit.seed, unit.config.open_loop_stride_s)
 
@@ -211,9 +204,9 @@ def policy_of(driver: Driver, device: str) -> Policy | None:
 
 
 def _renderer_of(unit: EvaluationUnit, scene: Scene) -> Renderer:
-    """Splats where somebody looks: a checkpoint, or a video."""
+    """Pictures where somebody looks: a checkpoint, or a video."""
     if unit.driver.baseline is None or unit.has_videos:
-        return SplatRenderer(scene, unit.device)
+        return make_renderer(unit.config.renderer, unit.scene, unit.device)
     return BlankRenderer()
 
 

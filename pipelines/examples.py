@@ -1,18 +1,19 @@
 """From finished rollouts to training examples (RoaD section 4.1)."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from neural_sim.frames import planar_from_pose, planar_to_local
-from neural_sim.scenes.scene import Scene
 from neural_sim.simulation.observation import PLAN_STEP_US, PLAN_STEPS
 from neural_sim.simulation.record import RolloutRecord
 from pipelines.config import RolloutConfig
 from pipelines.drive import Drive
+from pipelines.outcome import Outcome
+from pipelines.quality import reason_to_drop, rollout_weight
 from pipelines.shards.example import ShardExample, safe_name
 
 
@@ -25,38 +26,56 @@ class ExampleOrigin:
     policy_hash: str
 
 
+def window_times(handover_us: int, num_steps: int, step_us: int, stride_s: float) -> list[int]:
+    """Times (us) of the decisions at which training windows begin: the first one, then `stride_s` apart or just after.
+
+    `num_steps` decisions are made, `step_us` apart from `handover_us` on.
+    """
+    stride_us, chosen, next_us = round(stride_s * 1e6), list[int](), handover_us
+    for t_us in range(handover_us, handover_us + num_steps * step_us, step_us):
+        if t_us >= next_us:
+            chosen.append(t_us)
+            next_us += stride_us
+    return chosen
+
+
 def rollout_examples(
-    drive: Drive, rollout: int, scene: Scene, config: RolloutConfig, origin: ExampleOrigin, dropped: Counter[str]
+    drive: Drive,
+    rollout: int,
+    times_us: Collection[int],
+    outcome: Outcome,
+    horizon_end_us: int,
+    config: RolloutConfig,
+    origin: ExampleOrigin,
+    dropped: Counter[str],
 ) -> Iterator[ShardExample]:
     """Yield the training windows of one rollout; windows left out are counted in `dropped` by reason.
 
-    A window needs its whole 6.4 s horizon inside the recording, so that its plan was chosen with the expert in sight,
-    and must begin before the car first got too far from the recorded path.
+    A window needs its whole 6.4 s horizon inside the recording, so that its plan was chosen with the expert in sight.
+
+    Args:
+        drive: the rollouts of one batch.
+        rollout: which of them.
+        times_us: when windows begin, us; the images of these decisions must have been kept.
+        outcome: how the rollout went.
+        horizon_end_us: end of the recording and of the rollout, whichever is earlier, us.
+        config: target and filters.
+        origin: what made the examples.
+        dropped: counts by reason, added to.
     """
-    record = drive.records[rollout]
-    end_us = min(scene.expert.end_us, int(record.t_us[-1]))
-    too_far_us = first_time_too_far_us(record, scene, config.max_distance_to_log_m)
-    next_us = int(drive.steps[0].observation.t_us[0])
+    weight = rollout_weight(outcome, config.quality)
     for index, step in enumerate(drive.steps):
         t_us = int(step.observation.t_us[rollout])
-        if t_us < next_us:
+        if t_us not in times_us:
             continue
-        next_us += round(config.window_stride_s * 1e6)
-        if t_us + PLAN_STEPS * PLAN_STEP_US > end_us:
+        if t_us + PLAN_STEPS * PLAN_STEP_US > horizon_end_us:
             dropped["horizon beyond the recording"] += 1
-        elif t_us >= too_far_us:
-            dropped[f"more than {config.max_distance_to_log_m:g} m from the log"] += 1
-        else:
-            yield _example(drive, rollout, index, config, origin)
-
-
-def first_time_too_far_us(record: RolloutRecord, scene: Scene, max_distance_m: float) -> int:
-    """First time at which the rig is farther than `max_distance_m` from the log; the int64 maximum if never."""
-    path = scene.expert.planar[:, :2]
-    rig = record.T_world_rig[:, :2, 3]
-    distance = np.array([np.linalg.norm(path - point, axis=1).min() for point in rig])
-    beyond = np.flatnonzero(distance > max_distance_m)
-    return int(record.t_us[beyond[0]]) if beyond.size else np.iinfo(np.int64).max
+            continue
+        reason = reason_to_drop(t_us, outcome, config.quality, config.max_distance_to_log_m)
+        if reason is not None:
+            dropped[reason] += 1
+            continue
+        yield _example(drive, rollout, index, weight, config, origin)
 
 
 def realised_future(record: RolloutRecord, t_us: int) -> Float[np.ndarray, "64 3"]:
@@ -69,7 +88,9 @@ def realised_future(record: RolloutRecord, t_us: int) -> Float[np.ndarray, "64 3
     return planar_to_local(future, planar[start])
 
 
-def _example(drive: Drive, rollout: int, index: int, config: RolloutConfig, origin: ExampleOrigin) -> ShardExample:
+def _example(
+    drive: Drive, rollout: int, index: int, weight: float, config: RolloutConfig, origin: ExampleOrigin
+) -> ShardExample:
     """The example of one decision."""
     record, step = drive.records[rollout], drive.steps[index]
     observation, guided = step.observation, step.guided
@@ -96,5 +117,7 @@ def _example(drive: Drive, rollout: int, index: int, config: RolloutConfig, orig
             "round": origin.round_index,
             "policy_hash": origin.policy_hash,
             "target": config.target,
+            "weight": weight,
         },
+        route=None if observation.route is None else observation.route[rollout],
     )

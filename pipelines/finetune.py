@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pipelines.config import CheckpointEvaluation
 from pipelines.device import banner
 from pipelines.processes import exclusive
 from pipelines.provenance import begin_artifact
@@ -25,11 +26,13 @@ def finetune(
     seed: int = 0,
     device: str = "auto",
     resume: bool = True,
+    evaluation: CheckpointEvaluation | None = None,
 ) -> Path:
     """Train `policy` on `shards` with DeepSpeed and write the new checkpoint. Equation 3 with the flow-matching loss.
 
     An interrupted job continues from its last state, bit for bit. Under `torchrun` or `deepspeed` every process calls
-    this, and the first one holds the lock and writes.
+    this, and the first one holds the lock and writes. With `evaluation`, checkpoints drive in closed loop as they are
+    saved, and the result at the end, in one report at `OUT.report/`.
 
     Returns:
         `out`.
@@ -50,6 +53,9 @@ def finetune(
         return begin_artifact(out, "finetune", settings, resume=resume)
 
     with ExitStack() as lock:
-        if ranks.first("finetune", begin):
+        is_whole = ranks.first("finetune", begin)
+        if is_whole and evaluation is None:
             return out
-        return train(policy, shards, out, config, seed=seed, device=resolved, resume=resume)
+        return train(
+            policy, shards, out, config, seed=seed, device=resolved, resume=resume or is_whole, evaluation=evaluation
+        )

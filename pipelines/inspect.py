@@ -8,6 +8,8 @@ from pathlib import Path
 from eval.describe import describe_report
 from neural_sim.clips.describe import describe_clip
 from neural_sim.errors import InputError
+from neural_sim.nerf.describe import describe_nerf
+from neural_sim.nerf.storage import SUFFIX as NERF_SUFFIX
 from neural_sim.scenes.describe import describe_scene
 from pipelines.shards.describe import describe_shards
 from vla.checkpoint import describe_checkpoint
@@ -20,7 +22,7 @@ class Inspection:
     """What `inspect` found.
 
     Attributes:
-        kind: "clip", "scene", "shards", "checkpoint", "report" or "run".
+        kind: "clip", "scene", "NeRF", "shards", "checkpoint", "report" or "run".
         facts: lines for a person.
         problems: what is unsound; empty when all is well.
     """
@@ -44,13 +46,15 @@ def inspect(path: Path) -> Inspection:
         raise InputError(f"{path}: no such file or folder")
     if path.is_file() and path.suffix == ".usdz":
         return Inspection("scene", *describe_scene(path))
+    if path.is_file() and path.name.endswith(NERF_SUFFIX):
+        return Inspection("NeRF", *describe_nerf(path))
     for kind, marker, describe in _MARKERS:
         if (path / marker).is_file():
             return Inspection(kind, *describe(path))
     if (path / "config.yaml").is_file() and (path / "run.log").is_file():
         return _inspect_run(path)
     raise InputError(
-        f"{path}: not a roadloop artefact; expected a scene (.usdz) or a folder with one of "
+        f"{path}: not a roadloop artefact; expected a scene (.usdz), a NeRF ({NERF_SUFFIX}) or a folder with one of "
         f"{', '.join(marker for _, marker, _ in _MARKERS)}"
     )
 
@@ -60,6 +64,7 @@ def _inspect_run(path: Path) -> Inspection:
     artifacts = [
         *sorted((path / "clips").glob("*/")),
         *sorted((path / "scenes").glob("*.usdz")),
+        *sorted((path / "scenes").glob(f"*{NERF_SUFFIX}")),
         *sorted((path / "rollouts").glob("*/")),
         *sorted(marker.parent for marker in (path / "checkpoints").rglob("roadloop_policy.json")),
         *sorted((path / "reports").glob("*/")),

@@ -34,6 +34,7 @@ def one_rollout(observation: Observation, place: int) -> Observation:
         image_times_us={name: times[keep] for name, times in observation.image_times_us.items()},
         ego_history=observation.ego_history[keep],
         navigation=observation.navigation[keep],
+        route=None if observation.route is None else observation.route[keep],
     )
 
 
@@ -98,6 +99,7 @@ def _window(observation: Observation, target: Float[np.ndarray, "1 64 3"]) -> Tr
         navigation=observation.navigation,
         target=target.astype(np.float32),
         weight=np.ones(1, np.float32),
+        route=observation.route,
     )
 
 
@@ -115,9 +117,15 @@ def _batches(windows: Sequence[TrainingBatch]) -> Iterator[tuple[int, TrainingBa
                 navigation=tuple(text for item in group for text in item.navigation),
                 target=np.concatenate([item.target for item in group]),
                 weight=np.concatenate([item.weight for item in group]),
+                route=_joined_routes([item.route for item in group]),
             ),
         )
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _joined_routes(routes: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [route for route in routes if route is not None]
+    return np.concatenate(known) if len(known) == len(routes) else None

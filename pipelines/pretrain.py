@@ -95,7 +95,7 @@ def pretrain(
 def _prepare(clips: Sequence[Path], policy: PolicyConfig, config: PretrainConfig, seed: int, work: Path) -> None:
     """Write the shards of the clips and the policy to start from."""
     if clips:
-        _write_shards(clips, policy, config, work / "shards")
+        write_clip_shards(clips, policy, config, work / "shards")
     initial = _initial(work, policy, seed)
     if not initial.exists():
         with atomic_folder(initial) as folder:
@@ -107,8 +107,11 @@ def _initial(work: Path, policy: PolicyConfig, seed: int) -> Path:
     return work / f"initial_{zlib.crc32(json.dumps([policy.to_json(), seed]).encode()):08x}"
 
 
-def _write_shards(clips: Sequence[Path], policy: PolicyConfig, config: PretrainConfig, out: Path) -> None:
-    """Cut every clip into training windows."""
+def write_clip_shards(clips: Sequence[Path], policy: PolicyConfig, config: PretrainConfig, out: Path) -> None:
+    """Cut every clip into training windows, a unit of shards each.
+
+    Raises `InputError` when a clip is unsound or lacks a camera of the policy.
+    """
     for folder in clips:
         clip = read_clip(folder)
         require_duration(clip)

@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def default_workers() -> int:
@@ -37,27 +38,65 @@ def die_with_parent() -> None:
 
 
 def run_units(
-    work: Callable[[Unit], Result], units: Sequence[Unit], workers: int, title: str
+    work: Callable[[Unit], Result],
+    units: Sequence[Unit],
+    workers: int,
+    title: str,
+    *,
+    retries: int = 0,
+    on_lost: Callable[[Unit, int], Result] | None = None,
 ) -> Iterator[tuple[Unit, Result]]:
     """Run `work` on every unit in `workers` processes and yield (unit, result) as they finish.
 
     Each process computes on one thread, so that results do not depend on how many there are. `work` and the units
     travel by pickle between processes of this program, never through files. A `InputError` in a unit is raised here
     after the other running units have finished.
+
+    A process that dies, for example killed for want of memory, takes the others with it. The units that were running
+    are then tried again, one at a time so that the culprit is known, `retries` times each; `on_lost` makes the result
+    of a unit that goes on dying from it and the number of attempts. Without `on_lost` the death is raised.
     """
     if not units:
         return
-    with _single_threaded_environment():
-        pool = ProcessPoolExecutor(min(workers, len(units)), get_context("spawn"), initializer=_start_worker)
-        with pool, Progress(title, len(units), "unit") as progress:
-            futures: dict[Future[Result], Unit] = {pool.submit(work, unit): unit for unit in units}
+    with Progress(title, len(units), "unit") as progress:
+        suspects = yield from _run_in_pool(work, units, min(workers, len(units)), progress)
+        if suspects and on_lost is None:
+            raise BrokenProcessPool(f"{title}: a worker process died; run the same command again to go on")
+        for unit in suspects:
+            for _ in range(retries):
+                if not (yield from _run_in_pool(work, [unit], 1, progress)):
+                    break
+            else:
+                assert on_lost is not None
+                yield unit, on_lost(unit, retries + 1)
+                progress.advance()
+
+
+def _run_in_pool(
+    work: Callable[[Unit], Result], units: Sequence[Unit], workers: int, progress: Progress
+) -> Generator[tuple[Unit, Result], None, list[Unit]]:
+    """Yield (unit, result) as they finish; returns the units whose processes died, again and again without them."""
+    waiting, suspects = list(units), list[Unit]()
+    while waiting:
+        with _single_threaded_environment():
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+            running: dict[Future[Result], Unit] = {}
             try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-                    progress.advance()
+                while waiting or running:
+                    while waiting and len(running) < workers:
+                        future = pool.submit(work, waiting[0])
+                        running[future] = waiting.pop(0)
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        yield running.pop(future), result
+                        progress.advance()
+            except BrokenProcessPool:
+                suspects += running.values()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+            pool.shutdown(wait=True, cancel_futures=True)
+    return suspects
 
 
 def _start_worker() -> None:
@@ -73,8 +112,8 @@ def _start_worker() -> None:
 @contextlib.contextmanager
 def _single_threaded_environment() -> Iterator[None]:
     """Children started inside inherit thread limits of one."""
-    before: dict[str, str | None] = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    before: dict[str, str | None] = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         yield
     finally:

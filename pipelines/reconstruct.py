@@ -39,7 +39,7 @@ def reconstruct(
     Raises:
         InputError: a clip is unsound or too short to drive in, or a scene was made with other settings.
     """
-    _refuse_equal_names(clips)
+    refuse_equal_names(clips)
     for folder in clips:
         require_duration(read_clip(folder))
     resolved = banner("reconstruct", device, seed, default_workers())
@@ -66,7 +66,8 @@ def _reconstruct_one(
     return scene_path
 
 
-def _refuse_equal_names(clips: Sequence[Path]) -> None:
+def refuse_equal_names(clips: Sequence[Path]) -> None:
+    """Raise `InputError` when two clips share a name."""
     names = [folder.name for folder in clips]
     for name in names:
         if names.count(name) > 1:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,9 @@ from pipelines.ingest import ingest
 from pipelines.pretrain import pretrain
 from pipelines.processes import exclusive
 from pipelines.reconstruct import reconstruct
+from pipelines.reconstruct_nerf import reconstruct_nerf
 from pipelines.rollout import rollout
+from pipelines.rounds import Round, plan_rounds
 
 logger = logging.getLogger("roadloop")
 
@@ -41,7 +44,8 @@ def run(config: RunConfig, *, out: Path, device: str = "auto", workers: int = 0,
     """
     if not config.clips:
         raise InputError(f"configuration {config.name!r} has no clips; add at least one under `clips:`")
-    with exclusive(out), _log_file(out / "run.log"):
+    with exclusive(out), log_file(out / "run.log"):
+        _rounds(config)
         _save_config(config, out / "config.yaml", resume)
         clips = [
             ingest(clip.dataset, out=out / "clips" / clip.name, options=clip.options, resume=resume)
@@ -50,6 +54,10 @@ def run(config: RunConfig, *, out: Path, device: str = "auto", workers: int = 0,
         scenes = reconstruct(
             clips, out=out / "scenes", config=config.reconstruct, seed=config.seed, device=device, resume=resume
         )
+        if config.evaluate.renderer == "nerf":
+            reconstruct_nerf(
+                clips, out=out / "scenes", config=config.nerf, seed=config.seed, device=device, resume=resume
+            )
         checkpoints = _train(config, clips, scenes, out, device, workers, resume)
         report = evaluate(
             checkpoints,
@@ -69,6 +77,7 @@ def _train(
     config: RunConfig, clips: list[Path], scenes: list[Path], out: Path, device: str, workers: int, resume: bool
 ) -> list[Path]:
     """Base policy, then each round's rollouts and fine-tuned policy. Returns all checkpoints, oldest first."""
+    rounds = _rounds(config)
     checkpoints = [
         pretrain(
             clips,
@@ -80,26 +89,31 @@ def _train(
             resume=resume,
         )
     ]
-    for index in range(1, config.rounds + 1):
-        shards = rollout(
-            checkpoints[-1],
-            scenes,
-            out=out / "rollouts" / f"round_{index}",
-            config=config.rollout,
-            simulation=config.simulation,
-            round_index=index,
-            seed=config.seed + index,
-            device=device,
-            workers=workers,
-            resume=resume,
-        )
+    for each in rounds:
+        tuned = out / "checkpoints" / f"round_{each.index}"
+        if each.drives:
+            rollout(
+                checkpoints[-1],
+                scenes,
+                out=_rollouts(out, each.index),
+                config=config.rollout,
+                simulation=config.simulation,
+                round_index=each.index,
+                seed=config.seed + each.index,
+                device=device,
+                workers=workers,
+                resume=resume,
+                execution=config.execution,
+                # What was learned from is not touched any more.
+                retry_failed=not tuned.exists(),
+            )
         checkpoints.append(
             finetune(
                 checkpoints[-1],
-                [shards],
-                out=out / "checkpoints" / f"round_{index}",
-                config=config.finetune,
-                seed=config.seed + index,
+                [_rollouts(out, generation) for generation in each.generations],
+                out=tuned,
+                config=replace(config.finetune, steps=each.steps),
+                seed=config.seed + each.index,
                 device=device,
                 resume=resume,
             )
@@ -107,11 +121,23 @@ def _train(
     return checkpoints
 
 
+def _rollouts(out: Path, generation: int) -> Path:
+    """Where the rollouts of a round lie."""
+    return out / "rollouts" / f"round_{generation}"
+
+
+def _rounds(config: RunConfig) -> tuple[Round, ...]:
+    """The rounds of the run. Raises `InputError` when its settings do not fit each other."""
+    every_steps, keep = config.regenerate_every_steps, config.keep_rounds
+    return plan_rounds(config.rounds, config.finetune.steps, config.regenerate, every_steps, keep)
+
+
 def _save_config(config: RunConfig, path: Path, resume: bool) -> None:
     """Save the resolved configuration, or compare it with the one of the run that is there."""
     mapping = config_to_mapping(config)
     if resume and path.is_file():
-        changed = differences(yaml.safe_load(path.read_text()), mapping)
+        old = yaml.safe_load(path.read_text())
+        changed = differences({**old, "execution": None}, {**mapping, "execution": None})
         if changed:
             raise InputError(
                 f"{path.parent}: holds a run with another configuration ({'; '.join(changed[:5])}); "
@@ -122,7 +148,7 @@ def _save_config(config: RunConfig, path: Path, resume: bool) -> None:
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def log_file(path: Path) -> Iterator[None]:
     """Append everything logged inside the block to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)

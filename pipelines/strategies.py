@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from neural_sim.errors import InputError
 from neural_sim.frames import planar_to_local
 from neural_sim.road_users import EgoVehicle
-from neural_sim.simulation.observation import Observation
+from neural_sim.simulation.observation import PLAN_STEPS, Observation
 from neural_sim.simulation.simulator import Simulator
 from pipelines.guidance import GuidanceConfig, GuidedPlans, choose_plans, given_plans
 from pipelines.perturbation import SmoothErrors, shifted
@@ -76,9 +76,10 @@ class SampledStrategy:
         """Algorithm 1, lines 6 to 10."""
         config = self._config
         samples = self._policy.sample(observation, config.samples_per_step, config.temperature, self._generators)
+        candidates = checked_candidates(samples.poses, len(self._generators), config.samples_per_step, simulator)
         expert, valid = self._expert.ahead(simulator)
         time_left_s = (simulator.scene.expert.end_us - simulator.t_us) * 1e-6
-        guided = choose_plans(samples.poses.double().numpy(), expert, valid, time_left_s, self._vehicle, config)
+        guided = choose_plans(candidates, expert, valid, time_left_s, self._vehicle, config)
         return (
             guided if samples.safety_monitor is None else replace(guided, safety_monitor=samples.safety_monitor.numpy())
         )
@@ -119,6 +120,27 @@ class PerturbedStrategy:
         world, _ = simulator.expert_future()
         plans = shifted(world, self._errors.ahead(simulator.t_us - simulator.handover_us))
         return given_plans(planar_to_local(plans, simulator.ego_planar[:, None]), expert_answers(simulator))
+
+
+def checked_candidates(
+    poses: Float[torch.Tensor, "b k 64 3"], batch_size: int, num_samples: int, simulator: Simulator
+) -> Float[np.ndarray, "b k 64 3"]:
+    """What a policy sampled, as float64. Raises `InputError` for another shape or a plan that is not finite."""
+    expected = (batch_size, num_samples, PLAN_STEPS, 3)
+    where = f"scene {simulator.scene.scene_id}, {(simulator.t_us - simulator.handover_us) * 1e-6:.1f} s after hand-over"
+    if tuple(poses.shape) != expected:
+        raise InputError(
+            f"{where}: the policy returned plans of shape {tuple(poses.shape)}, expected {expected} (rollouts, "
+            "samples, 0.1 s steps to 6.4 s, (x, y, yaw)); correct its sample method"
+        )
+    candidates = poses.detach().double().cpu().numpy()
+    finite = np.isfinite(candidates).all(axis=(2, 3))
+    if not finite.all():
+        raise InputError(
+            f"{where}: {int((~finite).sum())} of {finite.size} plans of the policy are not finite; its weights have "
+            "diverged, take an earlier checkpoint"
+        )
+    return candidates
 
 
 def expert_answers(simulator: Simulator) -> Float[np.ndarray, "b 64 3"]:

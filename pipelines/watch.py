@@ -1,25 +1,15 @@
 """Evaluation of checkpoints as they appear: one report that grows with a training run."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vla.checkpoint import POLICY_FILE
+from pipelines.training.evaluation import finished_checkpoints
 
 logger = logging.getLogger("roadloop")
 
 POLL_INTERVAL_S = 5.0
-
-
-def finished_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders directly in `folder` that are whole, in the order of their names, numbers by value.
-
-    A checkpoint appears under its final name only when it is whole; names that begin with a dot are being written.
-    """
-    found = [path.parent for path in folder.glob(f"*/{POLICY_FILE}") if not path.parent.name.startswith(".")]
-    return sorted(found, key=_natural_order)
 
 
 def watch(
@@ -59,8 +49,3 @@ def watch(
     except KeyboardInterrupt:
         logger.info("watch: stopped; the same command continues")
     return report if report is not None and (report / "summary.json").exists() else None
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """`step_9` before `step_10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -25,7 +25,7 @@ def test_no_command_shows_the_commands(capsys):
 
 @pytest.mark.parametrize("command", [
     "ingest", "reconstruct", "pretrain", "rollout", "finetune", "evaluate", "compare", "run", "demo",
-    "inspect",
+    "import", "export", "inspect",
 ])  # fmt: skip
 def test_every_command_explains_its_fields(command, capsys):
     with pytest.raises(SystemExit) as ended:

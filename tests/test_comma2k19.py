@@ -43,8 +43,7 @@ def videos(tmp_path_factory):
     }
 
 
-@pytest.fixture
-def root(tmp_path, videos):
+def write_layout(tmp_path, video):
     """10 m/s, heading 30 degrees north of east, level."""
     segment = tmp_path / "comma" / SEGMENT
     heading = np.deg2rad(30)
@@ -57,8 +56,13 @@ def root(tmp_path, videos):
     save(segment / "global_pose" / "frame_times", seconds)
     save(segment / "global_pose" / "frame_positions", START + 10.0 * (seconds - seconds[0])[:, None] * velocity)
     save(segment / "global_pose" / "frame_orientations", np.tile(xyzw[[3, 0, 1, 2]], (FRAMES, 1)))
-    shutil.copyfile(videos["whole"], segment / "video.hevc")
+    shutil.copyfile(video, segment / "video.hevc")
     return tmp_path / "comma"
+
+
+@pytest.fixture
+def root(tmp_path, videos):
+    return write_layout(tmp_path, videos["whole"])
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ def scripted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_units, "read_policy_config", lambda _: SIGHT)
         patch.setattr(evaluation_units, "cached_policy", lambda folder, _: POLICIES[folder.name])
-        patch.setattr(evaluation_units, "SplatRenderer", lambda *_: BlankRenderer())
+        patch.setattr(evaluation_units, "make_renderer", lambda *_: BlankRenderer())
         patch.setattr(stage, "policy_hash", lambda folder: f"hash of {folder.name}")
         patch.setattr(stage, "run_units", lambda work, units, *_: ((unit, work(unit)) for unit in units))
         patch.setattr(pipelines.provenance, "source_commit", lambda: "0123abc")
@@ -105,6 +105,13 @@ def crash_in_the_bend(observation):
     history = observation.ego_history
     if abs(history[0, -1, 2] - history[0, 0, 2]) > 0.1:
         raise PolicyError("plan: sample 0 of rollout 0 is not finite")
+
+
+def test_scenes_without_a_true_world_are_refused_before_anything_is_driven(tmp_path, scenes):
+    config = replace(LEAN, renderer="town")
+    with pytest.raises(InputError, match=r"scene .*: the clip is of dataset .*; expected 'town' with its settings"):
+        run(tmp_path, scenes, "calm", config=config)
+    assert not (tmp_path / "report").exists()
 
 
 def test_baselines_frame_the_checkpoints(reports):

@@ -35,7 +35,34 @@ def test_a_sound_clip(tmp_path):
         "road users: 1 pedestrian, 1 vehicle; 1 moving",
         "map: recorded, 2 lanes, 1 road edges, 749 m2 drivable",
         "lidar sweeps: 1; navigation steps: 2",
+        "for reconstruct: ready",
+        "for pretrain: ready",
     ]
+
+
+def test_gaps_are_counted(tmp_path):
+    clip = make_clip(tmp_path / "source")
+    front = clip.cameras["camera_front"]
+    kept = [0, 1, 2, 5, 6, 7, 9]
+    sparse = replace(front, t_us=front.t_us[kept], paths=tuple(front.paths[i] for i in kept))
+    write_clip(replace(clip, cameras={"camera_front": sparse}), tmp_path / "clip")
+    facts, _ = describe_clip(tmp_path / "clip")
+    assert facts[3] == "camera camera_front: 7 frames, 32x20, 1.00 Hz, 56 degrees wide, 2 gaps up to 3.00 s"
+
+
+def test_what_a_clip_lacks_for_each_stage(tmp_path):
+    bare = replace(make_clip(tmp_path / "source"), cameras={}, tracks=(), road_map=None)
+    write_clip(bare, tmp_path / "clip")
+    facts, problems = describe_clip(tmp_path / "clip")
+    assert problems == []
+    assert facts[-3:] == [
+        "for reconstruct: needs images, and the clip has none",
+        "for pretrain: needs images, and the clip has none",
+        "for evaluate: no recorded map, so off-road is judged against a corridor around the drive; no road users, so "
+        "there is nobody to collide with",
+    ]
+    write_clip(make_clip(tmp_path / "short", steps=50), tmp_path / "clip")
+    assert "for pretrain: needs 8.0 s, the clip has 4.9 s" in describe_clip(tmp_path / "clip")[0]
 
 
 def test_a_damaged_clip(tmp_path):
@@ -73,11 +100,14 @@ def test_a_sound_scene(scene, tmp_path):
         "Gaussians: 5 background, 2 road, 3 in 1 actors",
         "spherical harmonics degree 1; sky 4 px a face",
         "drive: 20.00 s, 160.0 m, 8.0 to 8.0 m/s, 201 poses",
-        "cameras: camera_front_wide_120fov 64x40, camera_front_tele_30fov 64x40",
+        "camera camera_front_wide_120fov: 64x40, 201 recorded frames, 10.00 Hz",
+        "camera camera_front_tele_30fov: 64x40, 201 recorded frames, 10.00 Hz",
         "road users: 1 vehicle; 1 moving",
         "map: derived, 1 lanes, 1 road edges, 1440 m2 drivable",
         "ground: 4 vertices, 2 triangles",
         "psnr_db: 21.5",
+        "for rollout: ready",
+        "for evaluate: no recorded map, so off-road is judged against a corridor around the drive",
     ]
 
 

@@ -42,8 +42,7 @@ def oxts(i):
     return " ".join(map(str, [LATITUDE, LONGITUDE + degrees, 110.0, 0.0, 0.0, 0.0, *[0.0] * 24]))
 
 
-@pytest.fixture
-def root(tmp_path):
+def write_layout(tmp_path):
     root = tmp_path / "raw"
     drive = root / DATE / f"{DATE}_drive_0005_sync"
     for folder in ("oxts/data", "velodyne_points/data", "image_02"):
@@ -58,6 +57,11 @@ def root(tmp_path):
         write_image(drive / "image_02" / "data" / f"{i:010d}.png", i)
     np.array([[10, 0, -1.73, 0.5]], np.float32).tofile(drive / "velodyne_points" / "data" / "0000000007.bin")
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_layout(tmp_path)
 
 
 def read(root, tmp_path, **options):

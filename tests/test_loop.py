@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from neural_sim.errors import InputError
+from pipelines.cli import main
 from pipelines.inspect import inspect
 
 CONFIG = """\
 name: tiny
 seed: 3
 clips:
-  - {name: street, dataset: town, options: {seed: 7, duration_s: 9.0, scale: 0.4}}
+  - name: street
+    dataset: town
+    options: {seed: 7, sequence: bends, duration_s: 9.0, scale: 0.4, cameras: [camera_front_wide_120fov]}
 reconstruct: {image_width_px: 128, iterations: 60, max_gaussians: 8000, far_points: 500, checkpoint_every: 20}
 policy: {num_frames: 2, image_width_px: 96, image_height_px: 64, expert_hidden: 64, expert_ffn: 128}
 pretrain:
@@ -122,6 +125,17 @@ def test_the_report_holds_both_policies_and_a_video_of_each_rollout(runs):
     assert summary["policies"]["base"]["dist_traveled_m"]["mean"] > 1
     html = (runs[0] / "reports/final/report.html").read_text()
     assert html.count('<figure id="video-') == 4
+
+
+def test_the_policies_can_be_evaluated_in_the_true_world(runs, tmp_path):
+    arguments = ["evaluate", "--config", str(runs[0].parent / "tiny.yaml"), "--out", str(tmp_path / "report")]
+    arguments += ["--policies", str(runs[0] / "checkpoints/base"), "--scenes", str(runs[0] / "scenes/street.usdz")]
+    arguments += ["--evaluate.renderer", "town", "--evaluate.rollouts-per-scene", "1", "--workers", "1"]
+    arguments += ["--evaluate.no-videos", "--evaluate.no-open-loop"]
+    assert main(arguments) == 0
+    summary = json.loads((tmp_path / "report/summary.json").read_text())
+    assert summary["conditions"]["renderer"] == "town"
+    assert summary["policies"]["base"]["dist_traveled_m"]["mean"] > 1
 
 
 def test_another_configuration_does_not_touch_a_run(runs, tmp_path):

@@ -24,8 +24,7 @@ CALIBRATION = {
 TIMES = START_US + 480_000 * np.arange(21)
 
 
-@pytest.fixture
-def root(tmp_path):
+def write_layout(tmp_path):
     folder = tmp_path / "nuscenes_scene0042"
     write_log(tmp_path / "scenarionet")
     for i in range(len(TIMES)):
@@ -33,6 +32,11 @@ def root(tmp_path):
     (folder / "calib_cam_front.json").write_text(json.dumps(CALIBRATION))
     (folder / "cam_front_timestamps_us.txt").write_text("".join(f"{t}\n" for t in TIMES))
     return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_layout(tmp_path)
 
 
 def read(root, tmp_path, **options):

@@ -50,8 +50,7 @@ def intrinsics(**changes):
     return {key: [value] for key, value in (row | changes).items()}
 
 
-@pytest.fixture
-def root(tmp_path):
+def write_layout(tmp_path):
     root = tmp_path / "pai"
     root.mkdir()
     (root / "clip_index.parquet").write_bytes(parquet({"clip_id": ["other", CLIP], "chunk": [3, 7]}))
@@ -73,6 +72,11 @@ def root(tmp_path):
         parquet({"clip_id": [CLIP], "sensor_name": [CAMERA], **{key: [value] for key, value in pose.items()}})
     )
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_layout(tmp_path)
 
 
 def read(root, tmp_path, **options):

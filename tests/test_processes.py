@@ -1,9 +1,11 @@
 """Worker processes: thread limits, errors, locks."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -35,6 +37,22 @@ def test_no_units_start_no_process():
 def test_an_error_in_a_unit_reaches_the_caller():
     with pytest.raises(InputError, match="scene two is broken"):
         list(run_units(fail_on_two, [1, 2, 3], 1, "failing"))
+
+
+def die_on_two(unit: int) -> int:
+    if unit == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unit
+
+
+def test_a_worker_that_dies_costs_its_unit_only():
+    lost = run_units(die_on_two, [1, 2, 3, 4], 2, "dying", retries=1, on_lost=lambda unit, attempts: -attempts)
+    assert dict(lost) == {1: 1, 2: -2, 3: 3, 4: 4}
+
+
+def test_a_worker_that_dies_is_raised_where_nobody_answers_for_it():
+    with pytest.raises(BrokenProcessPool, match="dying: a worker process died; run the same command again"):
+        list(run_units(die_on_two, [2], 1, "dying"))
 
 
 def test_a_folder_is_held_by_one_job_and_freed_when_it_is_killed(tmp_path):

@@ -25,6 +25,10 @@ def forward_cameras(count: int, step_m: float = 0.8) -> np.ndarray:
     return invert_pose(poses)
 
 
+def every(matrix: np.ndarray, count: int) -> np.ndarray:
+    return np.tile(matrix, (count, 1, 1))
+
+
 def observe(points: np.ndarray, T: np.ndarray) -> FeatureTracks:
     local = np.einsum("vij,pj->pvi", T[:, :3, :3], points) + T[:, :3, 3]
     pixels = local @ K.T
@@ -36,7 +40,7 @@ def test_triangulation_is_exact_without_noise():
     points = np.random.default_rng(0).uniform((15, -8, 0), (30, 8, 5), (40, 3))
     points[:, 1] += np.sign(points[:, 1]) * 2
     T = forward_cameras(8)
-    found = triangulate(observe(points, T), K, T)
+    found = triangulate(observe(points, T), every(K, 8), T)
     np.testing.assert_allclose(found.points_m, points[found.track], atol=1e-3)
     assert len(found.track) == 40
 
@@ -47,7 +51,7 @@ def test_triangulation_gates():
     ahead = np.array([[100.0, 0.05, 1.5]])  # at the point of expansion: no parallax
     tracks = observe(np.concatenate([good, ahead, good[:1]]), forward_cameras(8))
     tracks.xy_px[tracks.track == 31] += rng.normal(0, 8, (8, 2))  # no two rays agree
-    found = triangulate(tracks, K, forward_cameras(8))
+    found = triangulate(tracks, every(K, 8), forward_cameras(8))
     assert set(found.track) == set(range(30))
 
 
@@ -59,14 +63,14 @@ def test_reprojection_noise_leaves_points_near(noise_px, seed):
     T = forward_cameras(8)
     tracks = observe(points, T)
     noisy = FeatureTracks(tracks.track, tracks.image, tracks.xy_px + rng.normal(0, noise_px, tracks.xy_px.shape))
-    found = triangulate(noisy, K, T)
+    found = triangulate(noisy, every(K, 8), T)
     assert len(found.track) >= 24
     assert np.linalg.norm(found.points_m - points[found.track], axis=1).max() < 4 * noise_px
 
 
 def test_no_tracks_give_no_points():
     nothing = FeatureTracks(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2)))
-    assert len(triangulate(nothing, K, forward_cameras(3)).points_m) == 0
+    assert len(triangulate(nothing, every(K, 3), forward_cameras(3)).points_m) == 0
 
 
 def test_isolated_point_is_found():

@@ -5,16 +5,20 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from neural_sim.cameras import Camera
 from neural_sim.frames import pose_from_planar
 from neural_sim.gaussians import Gaussians, transform_gaussians
 from neural_sim.reconstruction import adam
+from neural_sim.reconstruction.actor_motion import ActorKnots, SweptSpace
 from neural_sim.reconstruction.adam import RowAdam
 from neural_sim.reconstruction.densification import constrain, dead_gaussians, densify
 from neural_sim.reconstruction.ground import GroundSurface, ground_from_path
 from neural_sim.reconstruction.model import BACKGROUND, FIRST_ACTOR, ROAD, SceneModel
+from neural_sim.reconstruction.views import View
 from neural_sim.road_users import Track
 from neural_sim.trajectory import Trajectory
 
+NOTHING_SWEPT = SweptSpace([])
 TIMES_US = 100_000 * np.arange(30)
 
 
@@ -81,11 +85,11 @@ def test_growth_stops_at_the_cap_and_keeps_owners(surface):
     model = make_model([BACKGROUND] * 40 + [ROAD] * 20 + [FIRST_ACTOR] * 10)
     lay_on_road(model)
     model.score = torch.rand(70, generator=torch.Generator().manual_seed(1))
-    densify(model, surface, max_gaussians=80, growth=0.5, generator=torch.Generator().manual_seed(0))
+    densify(model, surface, NOTHING_SWEPT, max_gaussians=80, growth=0.5, generator=torch.Generator().manual_seed(0))
     assert len(model) == 80
     assert all(len(tensor) == 80 for tensor in model.tensors.values())
     assert len(model.adam["gaussians"].steps) == 80
-    densify(model, surface, max_gaussians=80, growth=0.5, generator=torch.Generator().manual_seed(1))
+    densify(model, surface, NOTHING_SWEPT, max_gaussians=80, growth=0.5, generator=torch.Generator().manual_seed(1))
     assert len(model) == 80
     assert (model.owner[:70] == torch.tensor([0] * 40 + [1] * 20 + [2] * 10)).all()
 
@@ -93,7 +97,7 @@ def test_growth_stops_at_the_cap_and_keeps_owners(surface):
 def test_growth_goes_where_the_images_pull(surface):
     model = make_model([BACKGROUND] * 50)
     model.score[7] = 100.0
-    densify(model, surface, max_gaussians=100, growth=0.02, generator=torch.Generator().manual_seed(0))
+    densify(model, surface, NOTHING_SWEPT, max_gaussians=100, growth=0.02, generator=torch.Generator().manual_seed(0))
     assert len(model) == 51
     middle = 0.5 * (model.tensors["means_m"][7] + model.tensors["means_m"][50])
     assert torch.allclose(middle, random_gaussians(50).means_m[7], atol=1e-5)
@@ -108,10 +112,10 @@ def test_dead_gaussians_move_within_their_kind(surface):
         model.tensors["means_m"][30] = torch.tensor([10.0, 9.0, 0.0])  # a road Gaussian in the garden
         model.tensors["means_m"][1] = torch.tensor([10.0, 0.2, 1.0])  # a floater where the car drove
         model.tensors["means_m"][2] = float("nan")
-    assert torch.nonzero(dead_gaussians(model, surface))[:, 0].tolist() == [0, 1, 2, 25, 30]
-    densify(model, surface, max_gaussians=40, growth=0.1, generator=torch.Generator().manual_seed(0))
+    assert torch.nonzero(dead_gaussians(model, surface, NOTHING_SWEPT))[:, 0].tolist() == [0, 1, 2, 25, 30]
+    densify(model, surface, NOTHING_SWEPT, max_gaussians=40, growth=0.1, generator=torch.Generator().manual_seed(0))
     assert len(model) == 40
-    assert not dead_gaussians(model, surface).any()
+    assert not dead_gaussians(model, surface, NOTHING_SWEPT).any()
     assert model.owner.tolist() == [BACKGROUND] * 20 + [ROAD] * 20
     assert (model.tensors["means_m"][:20, 2] > 1.5).all()
 
@@ -132,3 +136,71 @@ def test_constraints(surface):
     assert means[0].tolist() == [5.0, 4.0, 9.0]
     assert means[1, 2] == pytest.approx(0.1, abs=1e-5)
     assert means[2].tolist() == pytest.approx([2.4, -1.2, 0.1], abs=1e-5)
+
+
+def passing_car(from_s: float = 0.5, to_s: float = 2.0) -> Track:
+    t_us = np.arange(round(from_s * 1e6), round(to_s * 1e6) + 1, 100_000)
+    planar = np.stack([4.0 + t_us * 5e-6, np.full(len(t_us), 3.0), np.zeros(len(t_us))], axis=-1)
+    return Track("car", "vehicle", (4.0, 2.0, 1.5), Trajectory(t_us, pose_from_planar(planar, 0.75)))
+
+
+def views_at(t_us: list[int]) -> list[View]:
+    camera = Camera("front", 8, 4, 8.0, 8.0, 4.0, 2.0, np.eye(4))
+    return [View(camera, i, t, np.eye(4), np.zeros((4, 8, 3), np.uint8), False) for i, t in enumerate(t_us)]
+
+
+def test_offsets_move_an_actor_within_its_box_like_its_pose():
+    model = make_model([BACKGROUND, FIRST_ACTOR])
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler("z", 0.4).as_matrix()
+    pose[:3, 3] = (3.0, 1.0, 0.5)
+    offset = np.array([0.01, -0.02, 0.03, 0.2, -0.1, 0.05])
+    inner = np.eye(4)
+    inner[:3, :3], inner[:3, 3] = Rotation.from_rotvec(offset[:3]).as_matrix(), offset[3:]
+    moved = model.posed([pose], torch.from_numpy(offset[None]).float())
+    wanted = model.posed([pose @ inner])
+    assert torch.allclose(moved.means_m, wanted.means_m, atol=1e-3)
+    rotation = moved.quaternions_xyzw / moved.quaternions_xyzw.norm(dim=1, keepdim=True)
+    wanted_rotation = wanted.quaternions_xyzw / wanted.quaternions_xyzw.norm(dim=1, keepdim=True)
+    assert ((rotation * wanted_rotation).sum(dim=1).abs() > 1 - 1e-5).all()
+
+
+def test_actor_knots_lie_where_the_track_is_seen_and_interpolate():
+    knots = ActorKnots([passing_car(), passing_car(5.0, 6.0)], views_at([0, 500_000, 1_000_000, 2_000_000, 3_000_000]))
+    assert [each.tolist() for each in knots.t_us] == [[500_000, 1_000_000, 2_000_000], []]
+    offsets = torch.zeros(len(knots), 6)
+    offsets[:, 3] = torch.tensor([1.0, 2.0, 4.0])
+    at = [float(knots.at(offsets, t)[0, 3]) for t in (0, 500_000, 750_000, 1_500_000, 2_000_000, 9_000_000)]
+    assert at == pytest.approx([1.0, 1.0, 1.5, 3.0, 4.0, 4.0])
+    assert knots.at(offsets, 0)[1].abs().sum() == 0
+
+
+def test_actor_penalty_spares_steady_corrections():
+    knots = ActorKnots([passing_car()], views_at([500_000, 1_000_000, 1_500_000, 2_000_000]))
+    ramp = torch.zeros(4, 6)
+    ramp[:, 3] = torch.tensor([0.0, 0.1, 0.2, 0.3])
+    jump = ramp.clone()
+    jump[:, 3] = torch.tensor([0.0, 0.3, 0.0, 0.3])
+    small = float((ramp / 0.2).square().mean())
+    assert float(knots.penalty(ramp)) < 1.5 * small
+    assert float(knots.penalty(jump)) > 3 * float(knots.penalty(ramp))
+
+
+def test_refined_track_carries_its_offsets():
+    track = passing_car()
+    knots = ActorKnots([track], views_at([500_000, 2_000_000]))
+    offsets = np.zeros((2, 6))
+    offsets[:, 4] = (0.0, 0.3)
+    refined = knots.refined(track, 0, offsets)
+    shift = refined.trajectory.planar - track.trajectory.planar
+    np.testing.assert_allclose(shift[:, 1], 0.3 * (track.trajectory.t_us - 500_000) / 1.5e6, atol=1e-9)
+
+
+def test_nothing_static_stays_where_a_vehicle_drove(surface):
+    swept = SweptSpace([passing_car()])
+    points = np.array([[10.0, 3.0, 0.8], [10.0, 4.5, 0.8], [10.0, 3.0, 2.0], [30.0, 3.0, 0.8]])
+    assert swept.contains(points).tolist() == [True, False, False, False]
+    model = make_model([BACKGROUND, FIRST_ACTOR])
+    with torch.no_grad():
+        model.tensors["means_m"].copy_(torch.tensor([[10.0, 3.0, 0.8], [10.0, 3.0, 0.8]]))
+    assert dead_gaussians(model, surface, swept).tolist() == [True, False]

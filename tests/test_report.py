@@ -216,14 +216,61 @@ document.body.dataset.overflow = root.scrollWidth - root.clientWidth;
 </script></body>"""
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+
+
+def browse(tmp_path, page, *options):
+    """Open a page in a browser without a screen; returns the page as it is after its scripts have run."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--allow-file-access-from-files", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@needs_chromium
 @pytest.mark.parametrize("width_px", [1180, 500])
 def test_a_browser_lays_the_page_out_and_sorts_its_tables(folder, tmp_path, width_px):
     page, picture = tmp_path / "page.html", tmp_path / "page.png"
     page.write_text((folder / "report.html").read_text().replace("</body>", PROBE))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--window-size={width_px},900", f"--screenshot={picture}", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = browse(tmp_path, page, f"--window-size={width_px},900", f"--screenshot={picture}", "--dump-dom")
     assert 'data-sorted="true"' in shown
     assert 'data-overflow="0"' in shown
     assert picture.stat().st_size > 10_000
+
+
+# Windows are at least 500 px wide; a frame can be as narrow as a phone.
+PHONE = """<body><iframe id="frame" src="report.html" style="width: 390px; height: 844px; border: 0"></iframe><script>
+frame.onload = () => {
+  const root = frame.contentDocument.documentElement, videos = frame.contentDocument.querySelectorAll("video");
+  const widest = Math.max(...Array.from(videos).map(video => video.getBoundingClientRect().right));
+  Object.assign(document.body.dataset, {
+    width: root.clientWidth, overflow: root.scrollWidth - root.clientWidth, fits: widest <= root.clientWidth,
+  });
+};
+</script></body>"""
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(folder, tmp_path):
+    shutil.copy(folder / "report.html", tmp_path)
+    (tmp_path / "phone.html").write_text(PHONE)
+    shown = browse(tmp_path, tmp_path / "phone.html", f"--screenshot={tmp_path / 'phone.png'}", "--dump-dom")
+    assert re.search(r'data-width="3[0-9]{2}"', shown)
+    assert 'data-overflow="0"' in shown
+    assert 'data-fits="true"' in shown
+    assert (tmp_path / "phone.png").stat().st_size > 10_000
+
+
+@needs_chromium
+def test_paper_shows_what_is_folded_on_the_screen(folder, tmp_path):
+    text = (folder / "report.html").read_text()
+    folded = len(re.findall(r"<details>", text))
+    assert folded >= 2
+    sizes = {}
+    for name, page in (("unfolding", text), ("folded", text.replace('"beforeprint"', '"never"'))):
+        (tmp_path / f"{name}.html").write_text(page)
+        browse(tmp_path, tmp_path / f"{name}.html", f"--print-to-pdf={tmp_path / name}.pdf", "--no-pdf-header-footer")
+        sizes[name] = (tmp_path / f"{name}.pdf").read_bytes()
+        assert sizes[name].startswith(b"%PDF")
+    pages = {name: len(re.findall(rb"/Type /Page\b", content)) for name, content in sizes.items()}
+    assert pages["unfolding"] >= pages["folded"] >= 1
+    assert len(sizes["unfolding"]) > len(sizes["folded"]) + 1000

@@ -42,7 +42,7 @@ def test_a_log_without_images_is_a_sound_clip(root, tmp_path):
     assert check_clip(clip, decode_images=True) == []
     facts, problems = describe_clip(tmp_path / "clip")
     assert problems == []
-    assert "cameras: none, so it cannot be reconstructed" in facts
+    assert "for reconstruct: needs images, and the clip has none" in facts
     assert any(fact.startswith("note: ego cut after step 96 of 101") for fact in facts)
 
 

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from neural_sim.distortion import EquidistantFisheye
 from neural_sim.frames import R_RIG_FORWARD_CAMERA, pose_from_planar
-from neural_sim.rendering.cpu.sky import add_sky
+from neural_sim.rendering.cpu.sky import add_sky, add_sky_along
+from neural_sim.rendering.lenses import view_rays
+from neural_sim.rendering.motion import line_poses
 from neural_sim.rendering.sky import sample_sky, texel_directions, view_directions
 
 AXES = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
@@ -86,5 +89,23 @@ def test_fast_path_equals_torch(yaw_rad: float, size: int) -> None:
     K = np.array([[9.0, 0.0, 14.0], [0.0, 8.0, 11.0], [0.0, 0.0, 1.0]])
     fast = add_sky(rgb.numpy(), opacity.numpy(), sky.numpy(), K, np.ascontiguousarray(pose[:3, :3]))
     rays = view_directions(torch.from_numpy(K)[None], torch.from_numpy(pose)[None], 31, 20)[0]
+    slow = (rgb + (1 - opacity[..., None]) * sample_sky(sky, rays.float())).clamp(0, 1)
+    torch.testing.assert_close(torch.from_numpy(fast), slow, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["top-to-bottom", "right-to-left"])
+def test_fast_path_through_a_lens_and_a_shutter_equals_torch(direction: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    sky = torch.rand(6, 5, 5, 3, generator=generator)
+    rgb, opacity = torch.rand(20, 31, 3, generator=generator), torch.rand(20, 31, generator=generator)
+    K = np.array([[9.0, 0.0, 14.0], [0.0, 8.0, 11.0], [0.0, 0.0, 1.0]])
+    lens = EquidistantFisheye((0.01, 0.0, 0.0, 0.0), max_angle_rad=1.6)
+    start, end = (torch.from_numpy(_driving_along(yaw))[None] for yaw in (0.9, 1.3))
+    poses = line_poses(start, end, direction, 31, 20)[0].numpy()
+    fast = add_sky_along(
+        rgb.numpy(), opacity.numpy(), sky.numpy(), view_rays(K, 31, 20, lens), poses, direction == "top-to-bottom"
+    )
+    rays = view_directions(torch.from_numpy(K)[None], start, 31, 20, lens=lens, close=(end, direction))[0]
+    assert 0 < (rays.norm(dim=-1) == 0).sum() < 300
     slow = (rgb + (1 - opacity[..., None]) * sample_sky(sky, rays.float())).clamp(0, 1)
     torch.testing.assert_close(torch.from_numpy(fast), slow, atol=2e-5, rtol=1e-4)

@@ -1,10 +1,13 @@
 """The scene renderer: actors where their boxes are, sky behind, one image per request in order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from neural_sim.cameras import Camera
+from neural_sim.distortion import Distortion, EquidistantFisheye, FTheta, RadialTangential
 from neural_sim.frames import R_RIG_FORWARD_CAMERA, invert_pose, pose_from_planar
 from neural_sim.gaussians import Gaussians
 from neural_sim.rendering.rasterize import rasterize
@@ -111,13 +114,60 @@ def test_images_come_in_order_whatever_the_batches(scene: Scene) -> None:
         assert image.rgb.shape[1] == alone.camera.width_px
 
 
-def test_rolling_shutter_takes_the_middle_pose(scene: Scene) -> None:
+def test_rolling_shutter_draws_each_row_from_its_own_pose(scene: Scene) -> None:
+    # The camera comes 2 m nearer while it reads 30 rows; the car's centre is on the row in the middle.
     renderer = SplatRenderer(scene)
     actors = {"car": box_at(10.0, 0.0)}
     rolling = renderer.render([request(actors, shutter_us=30_000, close_x_m=2.0)])[0]
     assert rolling.depth_m[15, 20] == pytest.approx(9.0, abs=0.05)
     still = renderer.render([request(actors, shutter_us=0, close_x_m=2.0)])[0]
     assert still.depth_m[15, 20] == pytest.approx(10.0, abs=0.05)
+    # A car that keeps its distance stands still in the image.
+    asked = request(actors, shutter_us=30_000, close_x_m=2.0)
+    followed = replace(asked, T_world_actors_open=actors, T_world_actors_close={"car": box_at(12.0, 0.0)})
+    assert renderer.render([followed])[0].depth_m[15, 20] == pytest.approx(10.0, abs=0.05)
+
+
+def test_rows_shear_a_scene_that_passes_by(scene: Scene) -> None:
+    # Turning right by 0.2 rad per image, upper rows see the ball further right than lower rows do.
+    asked = request({}, shutter_us=30_000)
+    close = asked.T_world_camera_close.copy()
+    close[:3, :3] = pose_from_planar(np.array([0.0, 0.0, -0.2]))[:3, :3] @ close[:3, :3]
+    early, late = (blob((20.0, 0.0, 1.5 + 20.0 * (15 - row) / 40.0), (0.0, 1.0, 0.0)) for row in (3, 27))
+    drawn = SplatRenderer(replace(scene, background=early, road=late)).render(
+        [replace(asked, T_world_camera_close=close)]
+    )[0]
+    columns = [
+        float((drawn.opacity[rows] * np.arange(40)).sum() / drawn.opacity[rows].sum())
+        for rows in (slice(0, 8), slice(22, 30))
+    ]
+    # A turn to the right moves what is ahead to the left: 40 px focal times the angle at the row's time.
+    expected = [19.5 - 40.0 * np.tan(0.2 * (row - 0.5) / 29) for row in (3, 27)]
+    np.testing.assert_allclose(columns, expected, atol=0.4)
+
+
+@pytest.mark.parametrize(
+    "lens",
+    [
+        RadialTangential((-0.2, 0.03, 0.0), (0.001, 0.0)),
+        EquidistantFisheye((0.01, 0.0, 0.0, 0.0), 0.55),
+        FTheta((0.0, 40.0, 0.0, -1.0), (), "angle_to_radius", 1.2),
+    ],
+)
+def test_sky_and_splats_go_through_the_same_lens(scene: Scene, lens: Distortion) -> None:
+    # Where the lens reaches no ray the picture is black.
+    asked = request({})
+    asked = replace(asked, camera=replace(asked.camera, distortion=lens))
+    image = SplatRenderer(scene).render([asked])[0]
+    ball = np.array([20.0, 6.0, 1.5])
+    pixel, seen = asked.camera.project(invert_pose(asked.T_world_camera_open)[:3, :3] @ (ball - [0.0, 0.0, 1.5]))
+    assert seen
+    column, row = np.floor(pixel).astype(int)
+    assert image.rgb[row, column, 1] > 0.8
+    _, reached = asked.camera.unproject(np.array([[0.5, 0.5], [20.5, 2.5]]))
+    corner, top = image.rgb[0, 0], image.rgb[2, 20]
+    np.testing.assert_allclose(corner, BLUE_SKY if reached[0] else (0, 0, 0), atol=1e-6)
+    np.testing.assert_allclose(top, BLUE_SKY if reached[1] else (0, 0, 0), atol=1e-6)
 
 
 def test_compose_equals_renderer(scene: Scene) -> None:

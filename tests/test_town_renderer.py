@@ -22,7 +22,10 @@ from neural_sim.town.street import street_mesh
 from neural_sim.town.texture import band, noise, stripes
 from neural_sim.town.town import build_town
 
-CONFIG = TownConfig(seed=7, duration_s=6.0, sensor_noise=0.0, cameras=(WIDE_CAMERA, TELE_CAMERA))
+CONFIG = TownConfig(
+    seed=7, duration_s=6.0, sensor_noise=0.0, street="bends", lead_car=True, parked_cars=6, oncoming_cars=1,
+    crossing_pedestrians=0,
+)  # fmt: skip
 NOW_US = 2_000_000
 
 
@@ -74,7 +77,7 @@ def test_sky_has_no_depth_and_no_opacity(town, camera):
 
 def test_small_actor_appears_where_its_centre_projects(town, camera):
     cube = loft(_cube_rings(0.5), materials.PLAIN, (0.8, 0.0, 0.8))
-    renderer = TownRenderer(street_mesh(town.road, town.layout), {"cube": cube}, town.light, 0.0)
+    renderer = TownRenderer(street_mesh(town.network, town.layout), {"cube": cube}, town.weather, 0.0)
     request = without_actors(town.request(camera, NOW_US))
     empty = renderer.render([request])[0]
     for x, y, z in ((10.0, 0.5, 0.9), (14.0, -3.0, 1.5), (18.0, 2.0, 0.6)):
@@ -118,13 +121,13 @@ def test_corner_of_a_dash_is_where_the_road_says(town, camera):
     sharp = camera.resized(1280, 768)
     request = without_actors(town.request(sharp, NOW_US))
     image = town.renderer.render([request])[0]
-    s_camera = town.road.to_road(request.T_world_camera_open[None, :2, 3])[0, 0]
+    s_camera = town.network.main.to_road(request.T_world_camera_open[None, :2, 3])[0, 0]
     corner_s = np.ceil((s_camera + 4.0) / DASH_PERIOD_M) * DASH_PERIOD_M
     for side in (1.0, -1.0):
         corner = (corner_s, side * MARKING_WIDTH_M / 2)
-        inside = town.road.to_world(corner[0] + 0.12, corner[1] - side * 0.05)
-        beside = town.road.to_world(corner[0] + 0.12, corner[1] + side * 0.06)
-        before = town.road.to_world(corner[0] - 0.16, corner[1] - side * 0.05)
+        inside = town.network.main.to_world(corner[0] + 0.12, corner[1] - side * 0.05)
+        beside = town.network.main.to_world(corner[0] + 0.12, corner[1] + side * 0.06)
+        before = town.network.main.to_world(corner[0] - 0.16, corner[1] - side * 0.05)
         points = np.stack([inside, beside, before]) * [1.0, 1.0, 0.0]
         pixels, _ = project(sharp, request.T_world_camera_open, points)
         columns, rows = np.floor(pixels).astype(int).T

@@ -13,9 +13,9 @@ from training_fixtures import CAMERA, make_example, make_policy, write_shards
 from neural_sim.errors import InputError
 from pipelines.training.checkpoints import BestCheckpoint, mark_best, mark_best_by_loss, prune, read_best, step_name
 from pipelines.training.config import TrainingConfig
-from pipelines.training.data import Loader, generator_seed
+from pipelines.training.data import Loader, MicroBatch, generator_seed
 from pipelines.training.engine import deepspeed_config
-from pipelines.training.heartbeat import Beat, stall_report
+from pipelines.training.heartbeat import PHASES, Beat, stall_report
 from pipelines.training.job import TrainingJob, check_job, read_job, write_job
 from pipelines.training.log import TrainingLog, loss_summary, read_log
 from pipelines.training.order import ExampleOrder, interleaved
@@ -50,6 +50,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"bf16": True, "zero_stage": 0}, "bf16: found True, expected False, or zero_stage 1 or more"),
         ({"offload": "all", "zero_stage": 2}, "offload: found 'all', expected 'none', or zero_stage 3 or more"),
         ({"source_weights": (1, 0)}, r"source_weights: found \(1, 0\), expected numbers above 0"),
+        ({"loader_workers": -1}, "loader_workers: found -1, expected 0 or more"),
         ({"final_lr_scale": 2.0}, "final_lr_scale: found 2.0, expected a share of the peak"),
     ],
 )
@@ -167,6 +168,35 @@ def test_micro_batches_do_not_depend_on_the_number_of_processes(shards: Path) ->
     alone, together = seen(1), seen(2)
     assert alone == together
     assert len(alone) == 10
+
+
+def test_micro_batches_do_not_depend_on_who_decodes_them(shards: Path) -> None:
+    def seen(**settings: int) -> list[MicroBatch]:
+        config = replace(SMALL, steps=6, source_weights=(2, 1), **settings)
+        with Loader(ExampleSource([shards, shards]), config, 3, 0, 1, 2) as loader:
+            return list(loader)
+
+    expected = seen(loader_threads=1)
+    for others in ({"loader_threads": 3, "prefetch": 7}, {"loader_workers": 2, "prefetch": 1}):
+        found = seen(**others)
+        assert [(micro.step, micro.index, micro.keys) for micro in found] == [
+            (micro.step, micro.index, micro.keys) for micro in expected
+        ]
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.batch.images[CAMERA], other.batch.images[CAMERA])
+            np.testing.assert_array_equal(one.batch.target, other.batch.target)
+
+
+def test_a_broken_example_is_named_by_the_process_that_decodes(policy: Path, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", 8)
+    source = ExampleSource([shards])
+    for path in shards.glob("*.tar"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with (
+        Loader(source, replace(SMALL, loader_workers=1), 3, 0, 1, 0) as loader,
+        pytest.raises(InputError, match=r"\.tar: the shard is cut short inside example"),
+    ):
+        next(iter(loader))
 
 
 def test_loader_continues_where_a_state_stands(shards: Path) -> None:
@@ -315,6 +345,10 @@ def test_a_hang_names_the_process_that_is_behind() -> None:
     )
     report = stall_report([beat(rank, 9, 5, 70) for rank in range(3)], 60)
     assert report == "no progress for 70 s: every process is in 'save' of step 9"
+    # The first one evaluates a checkpoint, which takes as long as it takes.
+    evaluating = PHASES.index("evaluate")
+    assert stall_report([beat(rank, 9, evaluating, 700) for rank in range(2)], 60) is None
+    assert "no sign of life" in str(stall_report([beat(0, 9, evaluating, 700, silent_s=90)], 60))
 
 
 def machine(host: str, **changes: object) -> dict:

@@ -9,6 +9,7 @@ from synthetic_scene import make_scene, make_track
 from eval import drawing
 from eval.drawing import BirdsEyeContent, Caption, compose_frame, draw_birds_eye
 from eval.video import render_rollout_video, write_video
+from neural_sim.drawing.top_view import COLOR_ROAD
 from neural_sim.errors import InputError
 
 
@@ -92,7 +93,7 @@ def test_birds_eye_does_not_change_when_the_world_turns():
 def test_birds_eye_shows_road_plan_actors_and_contact():
     scene = make_scene()
     plain = draw_birds_eye(content(), scene.road_map)
-    assert (plain == drawing.COLOR_ROAD).all(axis=-1).mean() > 0.1
+    assert (plain == COLOR_ROAD).all(axis=-1).mean() > 0.1
     actors = {"actor_planar": np.array([[12.0, 5.0, 0.3], [np.nan] * 3]), "actor_sizes_m": np.array([[4.5, 1.9]] * 2)}
     plan = np.stack([np.arange(0, 20.0), np.full(20, -5.0)], axis=-1)
     busy = draw_birds_eye(

@@ -59,12 +59,30 @@ def test_the_text_loss_is_the_mean_log_probability_of_its_tokens(policy):
 
 @pytest.mark.parametrize("texts", [None, ("", "")])
 def test_without_text_or_weight_the_loss_is_the_flow_loss(policy, texts):
-    plain = policy.loss(training_batch(CONFIG, 2), seeded(0)[0])
-    same = policy.loss(dataclasses.replace(training_batch(CONFIG, 2), reasoning=texts), seeded(0)[0])
-    assert "reasoning_loss" not in same
-    assert torch.equal(same["loss"], plain["loss"])
-    off = build_policy(SMALL, seed=0).eval()
-    assert torch.equal(off.loss(batch_with_text(SMALL), seeded(0)[0])["loss"], plain["loss"])
+    silent = policy.loss(dataclasses.replace(training_batch(CONFIG, 2), reasoning=texts), seeded(0)[0])
+    assert float(silent["reasoning_loss"]) == 0.0
+    assert torch.equal(silent["loss"], silent["flow_loss"])
+    off = build_policy(SMALL, seed=0).eval().loss(batch_with_text(SMALL), seeded(0)[0])
+    assert "reasoning_loss" not in off
+    assert torch.equal(off["loss"], silent["loss"])
+
+
+def test_a_batch_without_text_has_gradients_for_the_same_weights():
+    reached = []
+    for texts in (TEXTS, ("", "")):
+        policy = build_policy(CONFIG, seed=0)
+        policy.loss(batch_with_text(texts=texts), seeded(0)[0])["loss"].backward()
+        reached.append({name for name, p in policy.named_parameters() if p.grad is not None})
+    assert reached[0] == reached[1]
+
+
+def test_the_text_of_an_example_counts_by_its_weight(policy):
+    both = batch_with_text(texts=("stop", "turn left at the junction"))
+    first = dataclasses.replace(both, weight=both.weight * [1, 0])
+    alone = dataclasses.replace(both, reasoning=("stop", ""))
+    losses = [policy.loss(batch, seeded(0)[0])["reasoning_loss"] for batch in (both, first, alone)]
+    torch.testing.assert_close(losses[1], losses[2], atol=1e-5, rtol=0)
+    assert abs(float(losses[0] - losses[1])) > 1e-3
 
 
 def test_training_text_reaches_the_whole_language_model():

@@ -159,6 +159,16 @@ def test_samples_do_not_depend_on_chunks_batch_or_count(policy):
     assert torch.equal(policy.sample(batch, 7, 0.8, seeded(3, 4)).poses, whole)
 
 
+def test_samples_do_not_depend_on_blocks_of_rollouts(policy, monkeypatch):
+    batch, seeds = training_batch(SMALL, 5), (1, 2, 3, 4, 5)
+    monkeypatch.setattr("vla.model.CPU_BLOCK_TOKENS", 10**9)
+    whole = policy.sample(batch, 3, 0.8, seeded(*seeds)).poses
+    tokens = policy.expert.shape.tokens
+    for rollouts in (1, 2):
+        monkeypatch.setattr("vla.model.CPU_BLOCK_TOKENS", rollouts * 3 * tokens)
+        torch.testing.assert_close(policy.sample(batch, 3, 0.8, seeded(*seeds)).poses, whole, atol=2e-4, rtol=1e-5)
+
+
 def test_noise_is_one_draw_per_rollout_scaled_by_temperature():
     noise = draw_noise(seeded(5, 6), 4, 0.5)
     assert torch.equal(draw_noise(seeded(6), 3, 0.5)[0], noise[1, :3])

@@ -76,6 +76,11 @@ class PreparedLayer:
     qkv_weight: Float[Tensor, "qkv h"] | None
     gate_up_weight: Float[Tensor, "f h"] | None
 
+    def rows(self, chosen: slice) -> "PreparedLayer":
+        """The same for some rollouts of the batch."""
+        key, value, cos, sin = (part[chosen] for part in (self.prompt_key, self.prompt_value, self.cos, self.sin))
+        return PreparedLayer(key, value, cos, sin, self.qkv_weight, self.gate_up_weight)
+
 
 @dataclass(frozen=True)
 class PreparedPrompt:
@@ -83,6 +88,10 @@ class PreparedPrompt:
 
     layers: tuple[PreparedLayer, ...]
     mask: Float[Tensor, "b 1 1 l"]
+
+    def rows(self, chosen: slice) -> "PreparedPrompt":
+        """The same for some rollouts of the batch."""
+        return PreparedPrompt(tuple(layer.rows(chosen) for layer in self.layers), self.mask[chosen])
 
 
 class ExpertAttention(nn.Module):

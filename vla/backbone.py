@@ -120,8 +120,9 @@ class Backbone(nn.Module):
         grid: Int[Tensor, "m 3"],
         history: Float[Tensor, "n hidden"],
         with_hidden: bool = False,
+        route: Float[Tensor, "r hidden"] | None = None,
     ) -> PromptCache:
-        """Encode prompts, images and history embeddings (all of the batch, in order) into keys and values.
+        """Encode prompts, images, history and route embeddings (all of the batch, in order) into keys and values.
 
         `with_hidden`: also run the rest of the last layer and keep its outputs.
         """
@@ -130,6 +131,8 @@ class Backbone(nn.Module):
         vision = self.model.model.visual(patches.to(embeddings.dtype), grid_thw=grid, return_dict=True)
         embeddings = _replace(embeddings, prompt.is_image, vision.pooler_output)
         embeddings = _replace(embeddings, prompt.is_history, history)
+        if route is not None:
+            embeddings = _replace(embeddings, prompt.is_route, route)
         positions, next_position = self.rotary_positions(rows, prompt, grid)
         keys, values, hidden = self._run_layers(embeddings, positions, prompt, vision.deepstack_features, with_hidden)
         return PromptCache(keys, values, prompt.mask, next_position, hidden)

@@ -9,7 +9,7 @@ from vla.policy import PLAN_STEPS
 TINY_BACKBONE = "tiny"
 REGRESSOR = "regressor"
 IMAGE_MULTIPLE_PX = 32
-MAY_BE_ZERO = ("reasoning_loss_weight", "reasoning_tokens")
+MAY_BE_ZERO = ("reasoning_loss_weight", "reasoning_tokens", "route_tokens")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class PolicyConfig:
     """Height of every image, px; a multiple of 32 (patch 16 times merge 2)."""
     history_tokens: int = 4
     """Continuous tokens that carry the 1.6 s of ego history into the prompt."""
+    route_tokens: int = 0
+    """Continuous tokens that carry the 20 points of the route ahead into the prompt beside the instruction; 0 for none,
+    otherwise observations and training examples must have a route."""
     default_navigation: str = "follow the road"
     """Instruction put into the prompt where an observation has none."""
     expert_hidden: int = 128

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -23,6 +24,10 @@ from vla.policy_input import check_generators, check_observation
 from vla.prompt import PromptBatch, PromptBuilder
 from vla.reasoning import reasoning_loss, reasoning_texts, write_reasoning
 from vla.regressor import build_regressor
+from vla.route import RouteEncoder
+
+# Action tokens that the expert takes at a time on a CPU, so that their activations stay near a core.
+CPU_BLOCK_TOKENS = 2048
 
 
 class VisionLanguagePolicy(DrivingPolicy):
@@ -41,6 +46,9 @@ class VisionLanguagePolicy(DrivingPolicy):
         dtype = getattr(torch, config.dtype)
         embedding_std = float(backbone.text_config.initializer_range)
         self.history_encoder = HistoryEncoder(backbone.hidden_size, config.history_tokens, embedding_std).to(dtype)
+        self.route_encoder = None
+        if config.route_tokens:
+            self.route_encoder = RouteEncoder(backbone.hidden_size, config.route_tokens, embedding_std).to(dtype)
         self.expert = ActionExpert(_expert_shape(config, backbone)).to(dtype)
         tokens_per_image = backbone.image_settings.tokens_per_image(config.image_width_px, config.image_height_px)
         self._prompts = PromptBuilder(config, tokenizer, tokens_per_image)
@@ -81,19 +89,23 @@ class VisionLanguagePolicy(DrivingPolicy):
         trained = self.prompt_is_trained and torch.is_grad_enabled()
         with torch.set_grad_enabled(trained):
             history = self.history_encoder(_tensor(observation.ego_history, self.device))
-            return self.backbone.encode(prompt, rows, patches, grid, history, reasoning is not None)
+            route = None
+            if self.route_encoder is not None:
+                route = self.route_encoder(_tensor(observation.route, self.device))
+            return self.backbone.encode(prompt, rows, patches, grid, history, reasoning is not None, route)
 
     @property
     def prompt_is_trained(self) -> bool:
         """Whether any weight that the prompt's encoding depends on is trained."""
-        modules = (self.backbone, self.history_encoder)
+        modules = (module for name, module in self.named_children() if name != "expert")
         return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
     def loss(self, batch: TrainingBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Flow-matching loss of a batch, and figures to log.
 
         Returns scalars: `loss` (weighted mean squared velocity error, to minimise), `projection_error_m` (mean
-        distance of the targets from the unicycle manifold). `generator`: CPU, the only randomness.
+        distance of the targets from the unicycle manifold), and where reasoning text is trained the parts of the loss,
+        `flow_loss` and `reasoning_loss`. `generator`: CPU, the only randomness.
         Raises `PolicyError` on unusable input.
         """
         target, error_m = self.target_actions(batch)
@@ -110,7 +122,8 @@ class VisionLanguagePolicy(DrivingPolicy):
         if texts is None:
             return figures
         prompt = self._prompts.batch(self._prompts.rows(batch, texts))
-        text_loss = reasoning_loss(self.backbone, cache, _to(prompt, self.device))
+        weight = torch.from_numpy(np.asarray(batch.weight))
+        text_loss = reasoning_loss(self.backbone, cache, _to(prompt, self.device), weight)
         return {**figures, "loss": figures["loss"] + self.config.reasoning_loss_weight * text_loss,
                 "flow_loss": figures["loss"].detach(), "reasoning_loss": text_loss.detach()}  # fmt: skip
 
@@ -132,13 +145,8 @@ class VisionLanguagePolicy(DrivingPolicy):
         check_generators(generators, batch, num_samples, temperature)
         noise = draw_noise(generators, num_samples, temperature)
         cache = self.reason(observation)[1] if self.config.reasoning_tokens else self.encode(observation)
-        chunk = self._samples_per_chunk(batch, cache.mask.shape[1])
-        prompt = self._prepare(cache)
-        parts = [
-            integrate(lambda x, t: self.expert(x, t, prompt), part.to(self.device), self.config.euler_steps)
-            for part in noise.split(chunk, dim=1)
-        ]
-        actions = self.statistics.denormalise(torch.cat(parts, dim=1).cpu())
+        normalised = self._flow(noise.to(self.device), self._prepare(cache), cache.mask.shape[1])
+        actions = self.statistics.denormalise(normalised.cpu())
         poses = actions_to_plan(actions, speed_now_mps(observation)[:, None].expand(-1, num_samples))
         check_plans(poses)
         return PlanSamples(poses)
@@ -158,6 +166,27 @@ class VisionLanguagePolicy(DrivingPolicy):
         tokens = torch.arange(self.expert.shape.tokens, device=cache.mask.device)
         rotary = self.backbone.rotary_embedding(cache.keys[0], cache.next_position[:, None] + tokens)
         return self.expert.prepare(cache, rotary)
+
+    def _flow(
+        self, noise: Float[Tensor, "b k 64 2"], prompt: PreparedPrompt, prompt_length: int
+    ) -> Float[Tensor, "b k 64 2"]:
+        """Normalised actions from noise, in blocks of samples that fit the memory budget.
+
+        On a CPU also in blocks of rollouts: activations beyond a core's cache cost more than the further calls.
+        """
+        batch, samples = noise.shape[:2]
+        samples = min(samples, self._samples_per_chunk(batch, prompt_length))
+        rows = max(1, CPU_BLOCK_TOKENS // (samples * self.expert.shape.tokens)) if noise.device.type == "cpu" else batch
+        found = torch.empty_like(noise)
+        for first in range(0, batch, rows):
+            some = slice(first, first + rows)
+            here = prompt.rows(some)
+            for start in range(0, noise.shape[1], samples):
+                block = (some, slice(start, start + samples))
+                found[block] = integrate(
+                    lambda x, t, here=here: self.expert(x, t, here), noise[block], self.config.euler_steps
+                )
+        return found
 
     def _samples_per_chunk(self, batch: int, prompt_length: int) -> int:
         shape = self.expert.shape
@@ -199,7 +228,7 @@ def _expert_shape(config: PolicyConfig, backbone: Backbone) -> ExpertShape:
     )
 
 
-def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+def _tensor(values: np.ndarray | None, device: torch.device) -> Tensor:
     return torch.from_numpy(np.asarray(values)).float().to(device)
 
 

@@ -20,7 +20,7 @@ class Observation(Protocol):
     t_us: int64 [B], now; images: uint8 [B, F, H, W, 3] by camera name, oldest first; image_times_us: int64 [B, F] by
     camera name; ego_history: float32 [B, 16, 4] (x, y, yaw, speed) every 0.1 s up to `t_us`, rig frame at `t_us`,
     m, rad, m/s; navigation: one instruction per rollout, may be empty; route: float32 [B, 20, 2], points (x, y) of the
-    route every 4 m ahead, rig frame at `t_us`, m, NaN after its end, or None.
+    route over 80 m ahead, rig frame at `t_us`, m, NaN after its end, or None.
     """
 
     @property

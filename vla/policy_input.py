@@ -7,7 +7,7 @@ import torch
 
 from vla.config import PolicyConfig
 from vla.errors import PolicyError
-from vla.policy import PLAN_STEPS, Observation, TrainingBatch
+from vla.policy import PLAN_STEPS, ROUTE_POINTS, Observation, TrainingBatch
 
 HISTORY_STEPS = 16
 SPECIAL_TOKEN = "<|"
@@ -35,6 +35,8 @@ def check_observation(observation: Observation, config: PolicyConfig) -> int:
     if len(observation.navigation) != batch:
         raise PolicyError(f"navigation: found {len(observation.navigation)} instructions for {batch} observations")
     _check_texts("navigation", observation.navigation)
+    if config.route_tokens:
+        _check_route(observation.route, batch)
     return batch
 
 
@@ -147,6 +149,21 @@ def _check_history(history: np.ndarray, batch: int) -> None:
         raise PolicyError(
             f"ego_history: row {row} ends {offset_m[row]:.1f} m from the origin; expected poses in the rig frame now"
         )
+
+
+def _check_route(route: np.ndarray | None, batch: int) -> None:
+    if route is None:
+        raise PolicyError(
+            "route: found none, but this policy reads one; write the shards again with this version of roadloop, or "
+            "train a policy with route_tokens 0"
+        )
+    if route.shape != (batch, ROUTE_POINTS, 2):
+        raise PolicyError(f"route: found shape {route.shape}, expected {(batch, ROUTE_POINTS, 2)}")
+    known = np.asarray(np.isfinite(route).all(axis=-1))
+    unordered = np.flatnonzero((~known[:, :-1] & known[:, 1:]).any(axis=1))
+    if unordered.size or np.isinf(route).any():
+        row = int(unordered[0]) if unordered.size else int(np.argwhere(np.isinf(route))[0, 0])
+        raise PolicyError(f"route: row {row} has gaps or infinite points; expected NaN only after the route's end")
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The prompt: camera names, frame times, images, ego history and navigation, as token ids."""
+"""The prompt: camera names, frame times, images, ego history, route and navigation, as token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from vla.tokenizer import (
     PLAN_TOKEN,
     REASONING_END,
     REASONING_START,
+    ROUTE_TOKEN,
     token_id,
 )
 
@@ -37,7 +38,7 @@ class PromptBatch:
     Attributes:
         ids: int64 [B, L] token ids.
         mask: bool [B, L], false on padding.
-        is_image, is_history: bool [B, L], positions that image and history embeddings replace.
+        is_image, is_history, is_route: bool [B, L], positions that embeddings of images, history and route replace.
         is_reasoning: bool [B, L], reasoning text from its start token to its end token, which the text loss learns.
     """
 
@@ -45,6 +46,7 @@ class PromptBatch:
     mask: Bool[Tensor, "b l"]
     is_image: Bool[Tensor, "b l"]
     is_history: Bool[Tensor, "b l"]
+    is_route: Bool[Tensor, "b l"]
     is_reasoning: Bool[Tensor, "b l"]
 
 
@@ -77,12 +79,13 @@ def prompt_text(
         for camera, offsets in zip(config.cameras, offsets_us, strict=True)
     )
     history = "<|traj_history_start|>" + HISTORY_TOKEN * config.history_tokens + "<|traj_history_end|>"
+    route = "<|route_start|>" + ROUTE_TOKEN * config.route_tokens + "<|route_end|>" if config.route_tokens else ""
     request, answer = REQUEST_TEXT, PLAN_TOKEN
     if reasoning is not None:
         request = REASONING_REQUEST_TEXT
         answer = REASONING_START + (reasoning + REASONING_END + PLAN_TOKEN if reasoning else "")
     return (
-        f"<|im_start|>system\n{SYSTEM_TEXT}<|im_end|>\n<|im_start|>user\n{cameras}{history}\n"
+        f"<|im_start|>system\n{SYSTEM_TEXT}<|im_end|>\n<|im_start|>user\n{cameras}{history}{route}\n"
         f"navigation: {navigation or config.default_navigation}\n{request}<|im_end|>\n"
         f"<|im_start|>assistant\n{answer}"
     )
@@ -116,8 +119,8 @@ class PromptBuilder:
         self._config = config
         self._tokens_per_image = tokens_per_image
         self._tokenizer = tokenizer
-        self._image_id, self._history_id, self._pad_id = (
-            token_id(tokenizer, token) for token in (IMAGE_TOKEN, HISTORY_TOKEN, PAD_TOKEN)
+        self._image_id, self._history_id, self._route_id, self._pad_id = (
+            token_id(tokenizer, token) for token in (IMAGE_TOKEN, HISTORY_TOKEN, ROUTE_TOKEN, PAD_TOKEN)
         )
         self._reasoning_ids = tuple(token_id(tokenizer, token) for token in (REASONING_START, REASONING_END))
         self._encode = lru_cache(maxsize=4096)(self._encode_text)
@@ -154,4 +157,5 @@ class PromptBuilder:
         mask = torch.arange(length)[None] >= length - lengths[:, None]
         start, end = ((ids == token).long() for token in self._reasoning_ids)
         is_reasoning = (start.cumsum(1) > 0) & (end.cumsum(1) - end == 0)
-        return PromptBatch(ids, mask, ids == self._image_id, ids == self._history_id, is_reasoning)
+        image, history, route = (ids == token for token in (self._image_id, self._history_id, self._route_id))
+        return PromptBatch(ids, mask, image, history, route, is_reasoning)

@@ -5,7 +5,7 @@ text, and sampling with generation off, ask for the plan alone; each request has
 """
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
@@ -19,18 +19,27 @@ from vla.tokenizer import PLAN_TOKEN, REASONING_END, token_id
 
 
 def reasoning_texts(batch: TrainingBatch, config: PolicyConfig) -> tuple[str | None, ...] | None:
-    """Text of each example, None where it has none; None for the batch when no text is trained."""
-    if not config.reasoning_loss_weight or batch.reasoning is None or not any(batch.reasoning):
+    """Text of each example, None where it has none; None for the batch when the configuration trains no text."""
+    if not config.reasoning_loss_weight:
         return None
-    return tuple(text or None for text in batch.reasoning)
+    return tuple(text or None for text in batch.reasoning or ("",) * len(batch.t_us))
 
 
-def reasoning_loss(backbone: Backbone, cache: PromptCache, prompt: PromptBatch) -> Tensor:
-    """Mean cross-entropy of the reasoning tokens, from the start token to the end token, each from those before it."""
+def reasoning_loss(backbone: Backbone, cache: PromptCache, prompt: PromptBatch, weight: Float[Tensor, "b"]) -> Tensor:
+    """Cross-entropy of the reasoning tokens, from the start token to the end token, each from those before it.
+
+    The mean over these tokens by the weights of their examples; 0 for a batch without text. It depends on the same
+    weights of the model either way, because processes that train together must have gradients for the same weights.
+    """
     assert cache.hidden is not None
     labelled = prompt.is_reasoning[:, 1:]
-    logits = backbone.logits(cache.hidden[:, :-1][labelled])
-    return functional.cross_entropy(logits, prompt.ids[:, 1:][labelled])
+    if not bool(labelled.any()):
+        return 0.0 * backbone.logits(cache.hidden[:, -1]).sum()
+    errors = functional.cross_entropy(
+        backbone.logits(cache.hidden[:, :-1][labelled]), prompt.ids[:, 1:][labelled], reduction="none"
+    )
+    by_token = weight.to(errors)[:, None].expand(labelled.shape)[labelled]
+    return (errors * by_token).sum() / by_token.sum().clamp_min(torch.finfo(errors.dtype).tiny)
 
 
 def write_reasoning(

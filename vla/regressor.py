@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from vla.errors import PolicyError
 from vla.history import HistoryEncoder
 from vla.policy import PLAN_STEPS, Observation, PlanSamples, TrainingBatch
 from vla.policy_input import check_generators, check_observation
+from vla.route import RouteEncoder
 
 CHANNELS = (16, 32, 64, 96)
 POOLED = (3, 6)
@@ -40,16 +42,20 @@ class ImageEncoder(nn.Module):
 
 
 class RegressorPolicy(DrivingPolicy):
-    """Images, ego history and nothing else to one plan, by mean squared error on normalised actions.
+    """Images, ego history and, with `route_tokens`, the route to one plan, by squared error on normalised actions.
 
-    All K samples are that one plan, whatever the temperature and the generators. Navigation is not read.
+    All K samples are that one plan, whatever the temperature and the generators. Navigation text is not read.
     """
 
     def __init__(self, config: PolicyConfig, statistics: ActionStatistics) -> None:
         super().__init__(config, statistics)
         self.vision = ImageEncoder()
         self.history_encoder = HistoryEncoder(config.expert_hidden, config.history_tokens, norm_std=1.0)
-        features = config.images_per_observation * self.vision.features + config.history_tokens * config.expert_hidden
+        self.route_encoder = None
+        if config.route_tokens:
+            self.route_encoder = RouteEncoder(config.expert_hidden, config.route_tokens, norm_std=1.0)
+        tokens = config.history_tokens + config.route_tokens
+        features = config.images_per_observation * self.vision.features + tokens * config.expert_hidden
         self.expert = nn.Sequential(
             nn.Linear(features, config.expert_ffn),
             nn.SiLU(),
@@ -61,9 +67,9 @@ class RegressorPolicy(DrivingPolicy):
 
     @property
     def tokens_per_example(self) -> int:
-        """Cells of the image grids, history tokens and the plan."""
+        """Cells of the image grids, tokens of history and route, and the plan."""
         cells = POOLED[0] * POOLED[1] * self.config.images_per_observation
-        return cells + self.config.history_tokens + 1
+        return cells + self.config.history_tokens + self.config.route_tokens + 1
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Nothing to recompute in a network this small. Raises `PolicyError` when asked to."""
@@ -97,8 +103,11 @@ class RegressorPolicy(DrivingPolicy):
         images = stacked_images(observation, self.config).to(self.device)
         vision = self.vision(images.flatten(0, 2)).view(images.shape[0], -1)
         history = torch.from_numpy(observation.ego_history).float().to(self.device)
-        encoded = self.history_encoder(history).view(images.shape[0], -1)
-        return self.expert(torch.cat([vision, encoded], dim=-1)).float().view(-1, PLAN_STEPS, 2)
+        parts = [vision, self.history_encoder(history).view(images.shape[0], -1)]
+        if self.route_encoder is not None:
+            route = torch.from_numpy(np.asarray(observation.route)).float().to(self.device)
+            parts.append(self.route_encoder(route).view(images.shape[0], -1))
+        return self.expert(torch.cat(parts, dim=-1)).float().view(-1, PLAN_STEPS, 2)
 
 
 def build_regressor(config: PolicyConfig, seed: int) -> RegressorPolicy:

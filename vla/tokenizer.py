@@ -49,6 +49,7 @@ QWEN_TOKENS = (
     "<|video_pad|>",
 )
 HISTORY_TOKEN = "<|traj_history|>"
+ROUTE_TOKEN = "<|route_pad|>"
 REASONING_START = "<|cot_start|>"
 REASONING_END = "<|cot_end|>"
 PLAN_TOKEN = "<|traj_future_start|>"

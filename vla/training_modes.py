@@ -152,7 +152,7 @@ def part_of(policy: DrivingPolicy, name: str) -> str:
     """The part that a parameter of `policy.named_parameters()` belongs to, one of `PARTS`."""
     if name.startswith("expert."):
         return "expert"
-    if name.startswith("history_encoder."):
+    if name.startswith(("history_encoder.", "route_encoder.")):
         return "history"
     if not isinstance(policy, VisionLanguagePolicy):
         return "vision"

@@ -1,6 +1,7 @@
 """The clip: one recorded drive, in memory."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,22 +36,37 @@ class CameraFrames:
 
         Raises `InputError` when the file is missing, truncated, or not of the calibrated size.
         """
+        with self._opened(index) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def verify(self, index: int) -> None:
+        """Decode frame `index` to its end without keeping it, JPEGs at an eighth of their size; raises as `load`."""
+        with self._opened(index) as image:
+            image.draft("L", (1, 1))
+            image.load()
+
+    def check_header(self, index: int) -> None:
+        """Compare the size in the file of frame `index` with the calibration without decoding it; raises as `load`."""
+        with self._opened(index):
+            pass
+
+    @contextlib.contextmanager
+    def _opened(self, index: int) -> Iterator[Image.Image]:
         path = self.paths[index]
         where = f"camera {self.camera.name}, frame {index} ({path})"
         if not path.is_file():
             raise InputError(f"{where}: the image file is missing; restore it or ingest a range without it")
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+                if image.size != (self.camera.width_px, self.camera.height_px):
+                    raise InputError(
+                        f"{where}: image is {image.size[0]}x{image.size[1]} but the calibration says "
+                        f"{self.camera.width_px}x{self.camera.height_px}; use the calibration that belongs to these "
+                        "images"
+                    )
+                yield image
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{where}: the image does not decode ({error}); restore the file") from error
-        expected = (self.camera.height_px, self.camera.width_px, 3)
-        if pixels.shape != expected:
-            raise InputError(
-                f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]} but the calibration says "
-                f"{expected[1]}x{expected[0]}; use the calibration that belongs to these images"
-            )
-        return pixels
 
 
 @dataclass(frozen=True)

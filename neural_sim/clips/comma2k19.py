@@ -16,6 +16,7 @@ from neural_sim.clips.recording_cars import HONDA_CIVIC
 from neural_sim.clips.video_frames import extract_frames
 from neural_sim.errors import InputError
 from neural_sim.frames import invert_pose
+from neural_sim.maps.geo_reference import WGS84_E2, enu_axes
 
 CAMERA = "front"
 WIDTH_PX, HEIGHT_PX, FOCAL_PX = 1164, 874, 910.0
@@ -24,7 +25,6 @@ R_DEVICE_CAMERA = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
 R_RIG_DEVICE = np.diag([1.0, -1.0, -1.0])
 # The device hangs behind the windscreen; the dataset does not say where. Rear axle to device, m.
 DEVICE_AHEAD_M, DEVICE_HEIGHT_M = 1.7, 1.22
-_WGS84_FLATTENING_E2 = 6.69437999014e-3
 
 
 def ingest_comma2k19(options: IngestOptions, out: Path) -> Clip:
@@ -79,12 +79,8 @@ def read_array(path: Path, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
 def enu_from_ecef(position_m: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     """Rotation from earth-centred axes to east, north, up of the WGS84 ellipsoid at `position_m`."""
     x, y, z = position_m
-    longitude = np.arctan2(y, x)
     # On the ellipsoid's surface tan(geodetic) = tan(geocentric) / (1 - e2).
-    latitude = np.arctan2(z, np.hypot(x, y) * (1 - _WGS84_FLATTENING_E2))
-    east = np.array([-np.sin(longitude), np.cos(longitude), 0.0])
-    up = np.array([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)])
-    return np.stack([east, np.cross(up, east), up])
+    return enu_axes(np.arctan2(z, np.hypot(x, y) * (1 - WGS84_E2)), np.arctan2(y, x))
 
 
 def _rig_poses(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from jaxtyping import Int
 
-from neural_sim.clips.check import check_clip
+from neural_sim.clips.check import HISTORY_S, HORIZON_S, check_clip
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.clips.storage import read_clip
 from neural_sim.clips.time_offset import estimate_time_offset
@@ -17,6 +18,8 @@ from neural_sim.trajectory import Trajectory
 
 # Yaw rates of images and poses that agree less say nothing about their clocks.
 CLEAR_CORRELATION = 0.8
+# A step this many times the median one is a gap in the recording.
+LONG_STEP = 1.5
 
 
 def describe_clip(folder: Path) -> tuple[list[str], list[str]]:
@@ -36,8 +39,15 @@ def describe_drive(ego: Trajectory) -> str:
     speed_mps = ego.speed_mps_at(ego.t_us)
     return (
         f"drive: {(ego.end_us - ego.start_us) * 1e-6:.2f} s, {ego.path_length_m:.1f} m, "
-        f"{speed_mps.min():.1f} to {speed_mps.max():.1f} m/s, {len(ego.t_us)} poses"
+        f"{speed_mps.min():.1f} to {speed_mps.max():.1f} m/s, {len(ego.t_us)} poses{describe_gaps(ego.t_us)}"
     )
+
+
+def describe_gaps(t_us: Int[np.ndarray, "n"]) -> str:
+    """Steps longer than half as much again as the median one, for the end of a line; empty without any."""
+    steps_us = np.diff(t_us)
+    gaps_us = steps_us[steps_us > LONG_STEP * np.median(steps_us)] if len(steps_us) else steps_us
+    return f", {len(gaps_us)} gaps up to {gaps_us.max() * 1e-6:.2f} s" if len(gaps_us) else ""
 
 
 def describe_tracks(tracks: tuple[Track, ...]) -> str:
@@ -65,11 +75,38 @@ def _facts(clip: Clip) -> list[str]:
         describe_drive(clip.ego),
         *(_camera_fact(frames) for frames in clip.cameras.values()),
         *_clock_facts(clip),
-        *([] if clip.cameras else ["cameras: none, so it cannot be reconstructed"]),
+        *([] if clip.cameras else ["cameras: none"]),
         describe_tracks(clip.tracks),
         describe_map(clip.road_map),
         f"lidar sweeps: {len(clip.lidar_paths)}; navigation steps: {len(clip.navigation)}",
         *(f"note: {note}" for note in clip.source.get("notes", ())),
+        *_stage_facts(clip),
+    ]
+
+
+def describe_driving(tracks: tuple[Track, ...], road_map: RoadMap | None) -> str:
+    """What closed-loop metrics have to do without, one line; empty when they have all they use."""
+    missing = []
+    if road_map is None or road_map.source != "recorded":
+        missing.append("no recorded map, so off-road is judged against a corridor around the drive")
+    if not tracks:
+        missing.append("no road users, so there is nobody to collide with")
+    return "; ".join(missing)
+
+
+def _stage_facts(clip: Clip) -> list[str]:
+    """What stands between the clip and each stage that takes one."""
+    if not clip.cameras:
+        reconstruct = pretrain = "needs images, and the clip has none"
+    else:
+        enough = clip.duration_s >= HISTORY_S + HORIZON_S
+        reconstruct = "ready"
+        pretrain = "ready" if enough else f"needs {HISTORY_S + HORIZON_S:.1f} s, the clip has {clip.duration_s:.1f} s"
+    driving = describe_driving(clip.tracks, clip.road_map)
+    return [
+        f"for reconstruct: {reconstruct}",
+        f"for pretrain: {pretrain}",
+        *([f"for evaluate: {driving}"] if driving else []),
     ]
 
 
@@ -81,7 +118,7 @@ def _camera_fact(frames: CameraFrames) -> str:
     lens = "" if camera.distortion is None else f" ({camera.model} lens)"
     return (
         f"camera {camera.name}: {len(frames.t_us)} frames, {camera.width_px}x{camera.height_px}, "
-        f"{1 / spacing_s:.2f} Hz, {field_of_view:.0f} degrees wide{lens}"
+        f"{1 / spacing_s:.2f} Hz, {field_of_view:.0f} degrees wide{lens}{describe_gaps(frames.t_us)}"
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import shapely
 from jaxtyping import Float, Int
 
 from neural_sim.clips.check import require_sound
@@ -17,7 +16,7 @@ from neural_sim.clips.frame_selection import resize_frames, select_frames
 from neural_sim.clips.options import IngestOptions
 from neural_sim.clips.storage import read_clip, write_clip
 from neural_sim.errors import InputError
-from neural_sim.road_map import RoadMap
+from neural_sim.maps.moving import shifted_map
 from neural_sim.road_users import Track
 from neural_sim.trajectory import Trajectory
 
@@ -89,7 +88,7 @@ def with_local_world(clip: Clip) -> Clip:
         source={**clip.source, "world_origin_m": origin_m.tolist()},
         ego=_shifted(clip.ego, origin_m),
         tracks=tuple(replace(track, trajectory=_shifted(track.trajectory, origin_m)) for track in clip.tracks),
-        road_map=None if clip.road_map is None else _shifted_map(clip.road_map, origin_m),
+        road_map=None if clip.road_map is None else shifted_map(clip.road_map, -origin_m),
     )
 
 
@@ -110,14 +109,3 @@ def _shifted(trajectory: Trajectory, origin_m: Float[np.ndarray, "3"]) -> Trajec
     poses = trajectory.T_world_rig.copy()
     poses[:, :3, 3] -= origin_m
     return Trajectory(trajectory.t_us, poses)
-
-
-def _shifted_map(road_map: RoadMap, origin_m: Float[np.ndarray, "3"]) -> RoadMap:
-    return RoadMap(
-        lanes=tuple(replace(lane, centerline_m=lane.centerline_m - origin_m) for lane in road_map.lanes),
-        road_edges_m=tuple(edge - origin_m[:2] for edge in road_map.road_edges_m),
-        drivable_areas=tuple(
-            shapely.transform(area, lambda points: points - origin_m[:2]) for area in road_map.drivable_areas
-        ),
-        source=road_map.source,
-    )

@@ -4,11 +4,15 @@ from typing import Any
 
 import numpy as np
 import shapely
+import shapely.errors
 from jaxtyping import Float
 
 from neural_sim.clips.json_input import field
 from neural_sim.errors import InputError
 from neural_sim.road_map import MAP_SOURCES, Lane, RoadMap
+
+# No place on earth is farther from any origin.
+FARTHEST_M = 1e8
 
 
 def road_map_to_json(road_map: RoadMap) -> dict[str, Any]:
@@ -84,7 +88,10 @@ def _polygon(rings: Any, where: str) -> shapely.Polygon:
     if not isinstance(rings, list) or not rings:
         raise InputError(f"{where}: expected a list of rings, the outline first; mend the file")
     coordinates = [_points(ring, 2, 4, where) for ring in rings]
-    return shapely.Polygon(coordinates[0], coordinates[1:])
+    try:
+        return shapely.Polygon(coordinates[0], coordinates[1:])
+    except (shapely.errors.GEOSException, ValueError) as error:
+        raise InputError(f"{where}: the rings make no polygon ({error}); mend the file") from error
 
 
 def _points(value: Any, dimensions: int, at_least: int, where: str) -> Float[np.ndarray, "m d"]:
@@ -97,4 +104,6 @@ def _points(value: Any, dimensions: int, at_least: int, where: str) -> Float[np.
             f"{where}: points have shape {list(points.shape)}, expected at least {at_least} rows of {dimensions} "
             "coordinates; mend the file"
         )
+    if not (np.abs(points) < FARTHEST_M).all():
+        raise InputError(f"{where}: a coordinate is beyond {FARTHEST_M:g} m or not finite; mend the file")
     return points

@@ -13,7 +13,8 @@ class IngestOptions:
     root: Path | None = None
     """Folder of the dataset in its published layout. None for datasets that are generated."""
     sequence: str = ""
-    """Name of the drive inside the dataset, for example 00 (KITTI odometry). Empty: the reader's first or only one."""
+    """Name of the drive inside the dataset, for example 00 (KITTI odometry), or the kind of street (town). Empty: the
+    reader's first or only one."""
     cameras: tuple[str, ...] = ()
     """Cameras to keep, by the dataset's own names. Empty: the reader's default."""
     start_s: float = 0.0

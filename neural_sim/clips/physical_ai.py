@@ -11,6 +11,7 @@ Members are read in place: a camera chunk is about 2 GB and one clip of it is ab
 
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -178,7 +179,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     with _open_member(archive, name, path) as member:
         try:
             content = member.read(MAX_TABLE_BYTES + 1)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(f"{path}: member {name} is damaged ({error}); download the chunk again") from error
     if len(content) > MAX_TABLE_BYTES:
         raise InputError(f"{path}: member {name} is larger than {MAX_TABLE_BYTES} bytes; do not trust this file")

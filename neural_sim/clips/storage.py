@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from neural_sim.clips.clip import CameraFrames, Clip, NavigationStep
 from neural_sim.clips.json_input import check_format_version, field, parse_json_object
 from neural_sim.clips.map_json import road_map_from_json, road_map_to_json
 from neural_sim.clips.tables import read_tracks, read_trajectory, write_tracks, write_trajectory
+from neural_sim.ego_mask import read_ego_mask
 from neural_sim.errors import InputError
 from neural_sim.road_map import RoadMap
 from neural_sim.road_users import EgoVehicle
@@ -22,6 +24,8 @@ from neural_sim.road_users import EgoVehicle
 CLIP_FORMAT_VERSION = 1
 READABLE_VERSIONS = (CLIP_FORMAT_VERSION,)
 IMAGE_EXTENSIONS = ("jpg", "png")
+# Laid beside the frames by hand: which pixels show the recording car, see `neural_sim.ego_mask.read_ego_mask`.
+EGO_MASK_FILE = "ego_mask.png"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -163,11 +167,14 @@ def _frames_from_json(value: Any, folder: Path, where: str) -> CameraFrames:
             f"{missing[0]}: the image file is missing ({len(missing)} of {len(paths)} frames of {camera.name} are); "
             "restore it or ingest the clip again"
         )
+    mask_path = folder / "frames" / camera.name / EGO_MASK_FILE
+    if camera.ego_mask is None and mask_path.is_file():
+        camera = replace(camera, ego_mask=read_ego_mask(mask_path, camera.width_px, camera.height_px))
     return CameraFrames(camera, t_us, paths)
 
 
 def _timestamps(values: list[Any], where: str) -> np.ndarray:
-    if not values or not all(type(value) is int for value in values):
+    if not values or not all(type(value) is int and abs(value) < 2**62 for value in values):
         raise InputError(f"{where}: t_us must be a list of whole microseconds, not empty; mend the file")
     t_us = np.array(values, np.int64)
     backwards = np.flatnonzero(np.diff(t_us) <= 0)

@@ -1,5 +1,7 @@
 """Frames of a recorded video as JPEG files."""
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +39,7 @@ def extract_frames(
                 seen += 1
                 if seen > max(wanted):
                     break
-    except (FFmpegError, IndexError, OSError) as error:
+    except (FFmpegError, IndexError, OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{where}: the video does not decode after frame {seen} ({error}); restore it") from error
     if seen <= max(wanted):
         raise InputError(f"{where}: the video ends after {seen} frames, but frame {max(wanted)} is timed; restore it")

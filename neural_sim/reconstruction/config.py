@@ -13,6 +13,11 @@ class ReconstructionConfig:
     """Width of the images that are trained on, px; heights keep each camera's aspect. Never enlarges."""
     iterations: int = 3000
     """Optimisation steps; each fits one image."""
+    time_budget_s: float = 0.0
+    """Stop after this time, preparation included, s, and let all schedules end with it; 0 for no limit. Results then
+    depend on the machine; `quality.iterations` in the scene says how far it came."""
+    memory_budget_gb: float = 0.0
+    """Refuse to start when the predicted peak memory is higher, GB; 0 for no limit."""
     max_gaussians: int = 100_000
     """Hard cap on the number of Gaussians, all sets together."""
     sh_degree: int = 1
@@ -21,9 +26,11 @@ class ReconstructionConfig:
     """Edge of each sky cubemap face, px."""
     holdout_every: int = 8
     """Frames with index % holdout_every == holdout_every // 2 are never trained on, only measured; at least 2."""
-    half_resolution_share: float = 0.35
+    half_resolution_share: float = 0.15
     """Share of the iterations, from the start, that fit images of half the size; 0 to 1."""
 
+    refine_poses: bool = True
+    """Whether the recorded rig poses are corrected, smoothly in time, until features of the training images agree."""
     track_width_px: int = 1280
     """Largest image width for feature tracking, px."""
     track_corners: int = 3500
@@ -42,15 +49,17 @@ class ReconstructionConfig:
     corridor_half_width_m: float = 4.0
     """Half width of the drivable corridor that is derived when the clip has no map, m."""
 
-    ssim_weight: float = 0.2
+    ssim_weight: float = 0.4
     """Weight of 1 - SSIM in the loss; the rest is the absolute difference."""
     means_learning_rate_m: float = 0.04
     """Step size of a Gaussian's centre at 10 m from the path, m; grows with distance, decays to a tenth."""
     fit_exposure: bool = True
     """Whether each training image gets its own gain and offset, so that exposure changes do not become geometry."""
-    opacity_penalty: float = 0.01
+    refine_actors: bool = True
+    """Whether the poses of moving road users are corrected too, smoothly in time."""
+    opacity_penalty: float = 0.002
     """Weight of the mean opacity off the road in the loss, as in 3DGS-MCMC; lets useless Gaussians die."""
-    scale_penalty: float = 0.05
+    scale_penalty: float = 0.01
     """Weight of the mean standard deviation over distance in the loss."""
     ground_opacity_weight: float = 0.1
     """Weight of the missing opacity on rays that point below the horizon."""
@@ -79,7 +88,15 @@ class ReconstructionConfig:
             "checkpoint_every",
         ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("dense_points_per_frame", "far_points", "opacity_penalty", "scale_penalty", "growth"):
+        for name in (
+            "dense_points_per_frame",
+            "far_points",
+            "opacity_penalty",
+            "scale_penalty",
+            "growth",
+            "time_budget_s",
+            "memory_budget_gb",
+        ):
             self._require(name, getattr(self, name) >= 0, "zero or more")
         for name in ("half_resolution_share", "densify_until_share", "ssim_weight"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")

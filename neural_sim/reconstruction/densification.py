@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from neural_sim.reconstruction.actor_motion import SweptSpace
 from neural_sim.reconstruction.actors import BOX_MARGIN
 from neural_sim.reconstruction.ground import GroundSurface
-from neural_sim.reconstruction.model import FIRST_ACTOR, ROAD, ROAD_THICKNESS_M, SceneModel
+from neural_sim.reconstruction.model import FIRST_ACTOR, ROAD, ROAD_THICKNESS_M, SceneModel, rotate
 from neural_sim.road_users import Track
 
 DEAD_OPACITY = 0.005
@@ -27,26 +28,31 @@ _SPLIT_SHRINK = 1.6
 
 @torch.no_grad()
 def densify(
-    model: SceneModel, surface: GroundSurface, max_gaussians: int, growth: float, generator: torch.Generator
+    model: SceneModel,
+    surface: GroundSurface,
+    swept: SweptSpace,
+    max_gaussians: int,
+    growth: float,
+    generator: torch.Generator,
 ) -> None:
     """Move dead Gaussians onto live ones of the same kind, then add a share `growth` of new ones up to the cap.
 
     Road Gaussians only multiply among themselves. The scores start anew.
     """
-    dead = dead_gaussians(model, surface)
+    dead = dead_gaussians(model, surface, swept)
     is_road = model.owner == ROAD
     for kind in (is_road, ~is_road):
         _relocate(model, torch.nonzero(kind & dead)[:, 0], torch.nonzero(kind & ~dead)[:, 0], generator)
     count = min(max_gaussians - len(model), int(growth * len(model)))
     if count > 0:
-        alive = torch.nonzero(~dead_gaussians(model, surface))[:, 0]
+        alive = torch.nonzero(~dead_gaussians(model, surface, swept))[:, 0]
         _grow(model, alive, count, generator)
     model.score = torch.zeros_like(model.score)
 
 
 @torch.no_grad()
-def dead_gaussians(model: SceneModel, surface: GroundSurface) -> Bool[Tensor, "n"]:
-    """Invisible, non-finite, road Gaussians off the road, and static ones in space that the recording car drove."""
+def dead_gaussians(model: SceneModel, surface: GroundSurface, swept: SweptSpace) -> Bool[Tensor, "n"]:
+    """Invisible, non-finite, road Gaussians off the road, and static ones in space that any vehicle drove through."""
     opacity = torch.sigmoid(model.tensors["opacity_logits"])
     means = model.tensors["means_m"]
     dead = ~(opacity > DEAD_OPACITY) | ~means.isfinite().all(dim=1)
@@ -54,6 +60,7 @@ def dead_gaussians(model: SceneModel, surface: GroundSurface) -> Bool[Tensor, "n
     path_distance = surface.distance_at(positions[:, :2])
     height = positions[:, 2] - surface.height_at(positions[:, :2])
     driven = (path_distance < _DRIVEN_HALF_WIDTH_M) & (height > _DRIVEN_HEIGHT_M[0]) & (height < _DRIVEN_HEIGHT_M[1])
+    driven |= swept.contains(positions)
     off_road = path_distance > surface.half_width_m
     driven, off_road = (torch.from_numpy(mask).to(model.device) for mask in (driven, off_road))
     is_road = model.owner == ROAD
@@ -97,7 +104,7 @@ def _split(model: SceneModel, sources: Int[Tensor, "s"], generator: torch.Genera
     """Shrink `sources` to one half of themselves and return the other half: mirrored places drawn from the Gaussian."""
     tensors = model.tensors
     noise = torch.randn(len(sources), 3, generator=generator).to(model.device)
-    offset = _rotate(tensors["quaternions_xyzw"][sources], noise * torch.exp(tensors["log_scales"][sources]))
+    offset = rotate(tensors["quaternions_xyzw"][sources], noise * torch.exp(tensors["log_scales"][sources]))
     other = {name: tensor.detach()[sources].clone() for name, tensor in tensors.items()}
     other["means_m"] += offset
     other["log_scales"] -= float(np.log(_SPLIT_SHRINK))
@@ -122,10 +129,3 @@ def _grow(model: SceneModel, alive: Int[Tensor, "a"], count: int, generator: tor
     sources = _draw(model, alive, count, generator)
     other = _split(model, sources, generator)
     model.append(other, model.owner[sources], model.distance_m[sources])
-
-
-def _rotate(quaternions_xyzw: Tensor, vectors: Tensor) -> Tensor:
-    unit = torch.nn.functional.normalize(quaternions_xyzw, dim=-1)
-    axis, w = unit[:, :3], unit[:, 3:]
-    twice = 2 * torch.linalg.cross(axis, vectors)
-    return vectors + w * twice + torch.linalg.cross(axis, twice)

@@ -1,6 +1,6 @@
 """Coloured points that the first Gaussians are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,9 @@ from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 
 from neural_sim.reconstruction.views import View
+
+# Which image positions (px) of a view show something that stands still.
+PixelTest = Callable[[View, Float[np.ndarray, "n 2"]], Bool[np.ndarray, "n"]]
 
 # A far point is only placed where the image varies this much between neighbouring pixels: sky and clouds vary less.
 _FAR_TEXTURE = 0.04
@@ -73,8 +76,9 @@ def interpolated_points(
     views: Sequence[View],
     count_per_view: int,
     rng: np.random.Generator,
+    is_static: PixelTest,
 ) -> ColoredPoints:
-    """Random pixels of each view, placed at the depth interpolated between the known points seen there.
+    """Random static pixels of each view, placed at the depth interpolated between the known points seen there.
 
     `seen[i]` holds the indices of the known points that view i observed. Inverse depth is linear over the triangles
     between them, as it is on planes. Pixels outside all triangles give no point.
@@ -89,7 +93,7 @@ def interpolated_points(
             inverse_depth = LinearNDInterpolator(pixels[inside], 1.0 / depth[inside])(wanted)
         except QhullError:  # all on one line
             continue
-        found = np.isfinite(inverse_depth)
+        found = np.isfinite(inverse_depth) & is_static(view, wanted)
         wanted, at_m = wanted[found], 1.0 / inverse_depth[found]
         points = view.T_world_camera[:3, 3] + at_m[:, None] * view.ray_directions(wanted)
         parts.append(ColoredPoints(points, view.colors_at(wanted)))
@@ -102,8 +106,9 @@ def far_points(
     count: int,
     distance_m: tuple[float, float],
     rng: np.random.Generator,
+    is_static: PixelTest,
 ) -> ColoredPoints:
-    """Points at a far distance behind textured pixels that no near point covers: distant houses and trees."""
+    """Points at a far distance behind textured static pixels that no near point covers: distant houses and trees."""
     if count == 0:
         return ColoredPoints.concatenate([])
     per_view = int(np.ceil(count / len(views)))
@@ -118,7 +123,7 @@ def far_points(
         rays = view.ray_directions(pixels)
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
         reach = np.exp(rng.uniform(np.log(distance_m[0]), np.log(distance_m[1]), len(rays)))
-        above = rays[:, 2] > -0.02
+        above = (rays[:, 2] > -0.02) & is_static(view, pixels)
         points = view.T_world_camera[:3, 3] + reach[:, None] * rays
         parts.append(ColoredPoints(points, view.colors_at(pixels)).keep(above))
     return ColoredPoints.concatenate(parts)

@@ -36,20 +36,23 @@ class SceneModel:
         score: float32 [N], summed pull on the projected centres since the last densification, in image widths.
         sky: leaf float32 [6, S, S, 3].
         exposure: leaf float32 [V, 2, 3]: log gain and offset per channel of each training view.
-        adam: optimiser state for the Gaussians, the sky and the exposures.
+        actor_offsets: leaf float32 [K, 6]: corrections of the actors' poses, see `ActorKnots`.
+        adam: optimiser state for the Gaussians, the sky, the exposures and the actors' poses.
     """
 
-    def __init__(self, gaussians: Gaussians, owner: Tensor, sky: Tensor, view_count: int) -> None:
+    def __init__(self, gaussians: Gaussians, owner: Tensor, sky: Tensor, view_count: int, knot_count: int = 0) -> None:
         self.tensors = {name: tensor.detach().requires_grad_() for name, tensor in gaussians.tensors().items()}
         self.owner = owner
         self.distance_m = torch.full((len(owner),), 10.0, device=owner.device)
         self.score = torch.zeros(len(owner), device=owner.device)
         self.sky = sky.detach().requires_grad_()
         self.exposure = torch.zeros(view_count, 2, 3, device=owner.device, requires_grad=True)
+        self.actor_offsets = torch.zeros(knot_count, 6, device=owner.device, requires_grad=True)
         self.adam = {
             "gaussians": RowAdam(self.tensors),
             "sky": RowAdam({"sky": self.sky.flatten(0, 2)}),
             "exposure": RowAdam({"exposure": self.exposure}),
+            "actor_offsets": RowAdam({"actor_offsets": self.actor_offsets}),
         }
 
     def __len__(self) -> int:
@@ -64,17 +67,25 @@ class SceneModel:
         """The leaves as Gaussians, each in the frame of its owner."""
         return Gaussians(**self.tensors)
 
-    def posed(self, T_world_actors: Sequence[Float[np.ndarray, "4 4"] | None]) -> Gaussians:
+    def posed(
+        self,
+        T_world_actors: Sequence[Float[np.ndarray, "4 4"] | None],
+        offsets: Float[Tensor, "a 6"] | None = None,
+    ) -> Gaussians:
         """All Gaussians in the world frame with the actors at the given box poses; None hides an actor.
 
-        Differentiable in the leaves.
+        `offsets` (rotation vector, rad; translation, m; in the frame of the box) move the actors in their boxes.
+        Differentiable in the leaves and the offsets.
         """
         if not T_world_actors:
             return self.gaussians()
         leaves = self.gaussians()
         rotation, quaternion, translation, hidden = self._owner_poses(T_world_actors)
-        means = torch.einsum("nij,nj->ni", rotation[self.owner], leaves.means_m) + translation[self.owner]
-        quaternions = _multiply(quaternion[self.owner], leaves.quaternions_xyzw)
+        means, quaternions = leaves.means_m, leaves.quaternions_xyzw
+        if offsets is not None:
+            means, quaternions = self._moved_in_boxes(means, quaternions, offsets)
+        means = torch.einsum("nij,nj->ni", rotation[self.owner], means) + translation[self.owner]
+        quaternions = _multiply(quaternion[self.owner], quaternions)
         logits = torch.where(hidden[self.owner], _ABSENT, leaves.opacity_logits)
         return Gaussians(means, quaternions, leaves.log_scales, logits, leaves.sh)
 
@@ -88,6 +99,15 @@ class SceneModel:
             for value in (poses[:, :3, :3], quaternion, poses[:, :3, 3])
         )
         return rotation, quaternion, translation, torch.tensor(hidden, device=self.device)
+
+    def _moved_in_boxes(
+        self, means: Tensor, quaternions: Tensor, offsets: Float[Tensor, "a 6"]
+    ) -> tuple[Tensor, Tensor]:
+        """Means and orientations after small turns and shifts of the actors, all in the owners' frames."""
+        small = torch.cat([offsets.new_zeros(FIRST_ACTOR, 6), offsets])
+        turn = torch.cat([0.5 * small[:, :3], torch.ones_like(small[:, :1])], dim=1)
+        turn = torch.nn.functional.normalize(turn, dim=1)[self.owner]
+        return rotate(turn, means) + small[self.owner, 3:], _multiply(turn, quaternions)
 
     @torch.no_grad()
     def measure_distances(self, camera_centers_m: Float[np.ndarray, "v 3"]) -> None:
@@ -118,7 +138,8 @@ class SceneModel:
         """Every tensor that the next iteration depends on, for a checkpoint."""
         state = {f"gaussians.{name}": tensor.detach() for name, tensor in self.tensors.items()}
         state |= {"owner": self.owner, "distance_m": self.distance_m, "score": self.score}
-        state |= {"sky": self.sky.detach(), "exposure": self.exposure.detach()}
+        for name in ("sky", "exposure", "actor_offsets"):
+            state[name] = getattr(self, name).detach()
         for name, adam in self.adam.items():
             state |= adam.state(f"adam.{name}")
         return {name: tensor.contiguous() for name, tensor in state.items()}
@@ -128,6 +149,7 @@ class SceneModel:
         self.tensors = {name: state[f"gaussians.{name}"].requires_grad_() for name in self.tensors}
         self.owner, self.distance_m, self.score = state["owner"], state["distance_m"], state["score"]
         self.sky, self.exposure = state["sky"].requires_grad_(), state["exposure"].requires_grad_()
+        self.actor_offsets = state["actor_offsets"].requires_grad_()
         for name, adam in self.adam.items():
             adam.load(f"adam.{name}", state)
 
@@ -183,6 +205,14 @@ def _assemble(
     logits = np.full(len(points), np.log(opacity / (1 - opacity)))
     arrays = (points.points_m, quaternions, log_scales, logits, sh)
     return Gaussians(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))
+
+
+def rotate(quaternions_xyzw: Float[Tensor, "n 4"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Vectors turned by quaternions of any non-zero norm."""
+    unit = torch.nn.functional.normalize(quaternions_xyzw, dim=-1)
+    axis, w = unit[:, :3], unit[:, 3:]
+    twice = 2 * torch.linalg.cross(axis, vectors)
+    return vectors + w * twice + torch.linalg.cross(axis, twice)
 
 
 def _multiply(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:

@@ -1,7 +1,8 @@
 """The optimisation loop: one training image per iteration."""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_sim.progress import Progress
+from neural_sim.reconstruction.actor_motion import ActorKnots, SweptSpace
 from neural_sim.reconstruction.actors import actor_poses
 from neural_sim.reconstruction.checkpoint import load_checkpoint, save_checkpoint
 from neural_sim.reconstruction.config import ReconstructionConfig
@@ -33,6 +35,8 @@ _FINAL_SHARE = 0.1
 _SH_DETAIL_SHARE = 0.05
 _SKY_RATE, _EXPOSURE_RATE = 1e-2, 1e-3
 _EXPOSURE_PENALTY = 0.1
+# Step size of the actors' corrections, as a share of a metre or radian, and weight of their penalty in the loss.
+_ACTOR_RATE, _ACTOR_PENALTY = 2e-3, 1e-3
 _MEANS_REFERENCE_M = 10.0
 
 
@@ -43,28 +47,45 @@ class Surroundings:
     Attributes:
         views: training views.
         tracks: moving road users, in the order of the model's owners.
+        knots: when their poses can be corrected.
+        swept: space that they drove through.
         surface: where the road Gaussians belong.
     """
 
     views: Sequence[View]
     tracks: tuple[Track, ...]
+    knots: ActorKnots
+    swept: SweptSpace
     surface: GroundSurface
 
 
-def optimise(
-    model: SceneModel,
-    world: Surroundings,
-    config: ReconstructionConfig,
-    seed: int,
-    work_dir: Path | None,
-    fingerprint: str,
-) -> None:
-    """Fit `model` to the training views, in place, for `config.iterations`.
+@dataclass(frozen=True)
+class Running:
+    """How one optimisation is run; none of it but a time budget shapes the result.
 
-    Every random choice of iteration i comes from (seed, i), so a run that continues from a checkpoint in `work_dir`
-    ends bit-identical to one that never stopped. A checkpoint with another `fingerprint` is ignored with a warning.
+    Attributes:
+        work_dir: where checkpoints go, or None.
+        fingerprint: of everything that shapes the result; a checkpoint of another is ignored with a warning.
+        spent_s: time that the reconstruction has taken before, which counts in a time budget, s.
+        watch: called after every iteration with the number of iterations done.
     """
-    start = load_checkpoint(work_dir, model, fingerprint)
+
+    work_dir: Path | None = None
+    fingerprint: str = ""
+    spent_s: float = 0.0
+    watch: Callable[[int], None] | None = None
+
+
+def optimise(model: SceneModel, world: Surroundings, config: ReconstructionConfig, seed: int, running: Running) -> int:
+    """Fit `model` to the training views, in place, and return the number of iterations done.
+
+    These are `config.iterations`, or fewer when `config.time_budget_s` is spent before: then every schedule (step
+    sizes, image size, growth) follows the share of the time that is gone. Every random choice of iteration i comes
+    from (seed, i), so without a time budget a run that continues from a checkpoint ends bit-identical to one that
+    never stopped.
+    """
+    start, before_s = load_checkpoint(running.work_dir, model, running.fingerprint)
+    clock = Clock(config.iterations, config.time_budget_s, before_s or running.spent_s)
     device = str(model.device)
     whole = [make_target(view).to(device) for view in world.views]
     small = [make_target(view, reduction=2).to(device) for view in world.views]
@@ -72,17 +93,39 @@ def optimise(
     if start == 0:
         model.measure_distances(centers)
         constrain(model, world.surface, world.tracks)
+    done = start
     with Progress("reconstruct", config.iterations, "it") as progress:
         progress.advance(start)
-        for iteration in range(start, config.iterations):
-            index = view_at(iteration, len(world.views), seed)
-            is_small = iteration < config.half_resolution_share * config.iterations
-            target = small[index] if is_small else whole[index]
-            psnr = _step(model, world, config, iteration, index, target)
-            _maintain(model, world, config, iteration + 1, seed, centers)
-            if work_dir is not None and (iteration + 1) % config.checkpoint_every == 0:
-                save_checkpoint(work_dir, model, fingerprint, iteration + 1)
+        while (share := clock.share(done)) < 1:
+            index = view_at(done, len(world.views), seed)
+            target = small[index] if share < config.half_resolution_share else whole[index]
+            psnr = _step(model, world, config, share, index, target)
+            done += 1
+            _maintain(model, world, config, done, clock.share(done), seed, centers)
+            if running.work_dir is not None and done % config.checkpoint_every == 0:
+                save_checkpoint(running.work_dir, model, running.fingerprint, done, clock.spent_s)
             progress.advance(psnr_db=psnr, gaussians=str(len(model)))
+            if running.watch is not None:
+                running.watch(done)
+    return done
+
+
+class Clock:
+    """How much of an optimisation is done: by iterations, or by time where a budget is tighter."""
+
+    def __init__(self, iterations: int, budget_s: float, spent_s: float) -> None:
+        self._iterations, self._budget_s = iterations, budget_s
+        self._started_s = time.monotonic() - spent_s
+
+    @property
+    def spent_s(self) -> float:
+        """Time taken so far, s."""
+        return time.monotonic() - self._started_s
+
+    def share(self, done: int) -> float:
+        """Share of the work that is done after `done` iterations; 1 and more when it is over."""
+        by_iterations = done / self._iterations
+        return by_iterations if self._budget_s == 0 else max(by_iterations, self.spent_s / self._budget_s)
 
 
 def view_at(iteration: int, view_count: int, seed: int) -> int:
@@ -92,13 +135,19 @@ def view_at(iteration: int, view_count: int, seed: int) -> int:
 
 
 def _maintain(
-    model: SceneModel, world: Surroundings, config: ReconstructionConfig, done: int, seed: int, centers: np.ndarray
+    model: SceneModel,
+    world: Surroundings,
+    config: ReconstructionConfig,
+    done: int,
+    share: float,
+    seed: int,
+    centers: np.ndarray,
 ) -> None:
     if done % CONSTRAIN_EVERY == 0:
         constrain(model, world.surface, world.tracks)
-    if done % config.densify_every == 0 and done <= config.densify_until_share * config.iterations:
+    if done % config.densify_every == 0 and share <= config.densify_until_share:
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))
-        densify(model, world.surface, config.max_gaussians, config.growth, generator)
+        densify(model, world.surface, world.swept, config.max_gaussians, config.growth, generator)
         model.measure_distances(centers)
 
 
@@ -106,12 +155,14 @@ def _step(
     model: SceneModel,
     world: Surroundings,
     config: ReconstructionConfig,
-    iteration: int,
+    share: float,
     index: int,
     target: Target,
 ) -> float:
-    """One gradient step on one view; returns its PSNR before the step, dB."""
-    posed = model.posed(actor_poses(world.tracks, world.views[index].t_us))
+    """One gradient step on one view, with `share` of all the steps done; returns its PSNR before the step, dB."""
+    t_us = world.views[index].t_us
+    moved = world.knots.at(model.actor_offsets, t_us) if config.refine_actors else None
+    posed = model.posed(actor_poses(world.tracks, t_us), moved)
     offset_px = torch.zeros(1, len(model), 2, device=model.device, requires_grad=True)
     drawn, views = draw(posed, model.sky, target, config.backend, offset_px)
     image = _exposed(drawn, model.exposure[index]) if config.fit_exposure else drawn
@@ -122,10 +173,12 @@ def _step(
     loss = loss + _penalties(model, config, visible, views, target)
     if config.fit_exposure:
         loss = loss + _EXPOSURE_PENALTY * (model.exposure[index] ** 2).mean()
+    if len(model.actor_offsets):
+        loss = loss + _ACTOR_PENALTY * world.knots.penalty(model.actor_offsets)
     loss.backward()
     assert offset_px.grad is not None
     model.score += visible * offset_px.grad[0].norm(dim=1) * target.image.shape[1]
-    _update(model, config, iteration, index, visible)
+    _update(model, config, share, index, visible)
     with torch.no_grad():
         return float(-10 * torch.log10(torch.mean((image - wanted) ** 2).clamp_min(1e-10)))
 
@@ -148,16 +201,25 @@ def _penalties(
     return penalty + config.ground_opacity_weight * hollow
 
 
-def _update(model: SceneModel, config: ReconstructionConfig, iteration: int, index: int, visible: Tensor) -> None:
-    model.adam["gaussians"].step(model.tensors, visible, _rates(model, config, iteration))
+def _update(model: SceneModel, config: ReconstructionConfig, share: float, index: int, visible: Tensor) -> None:
+    model.adam["gaussians"].step(model.tensors, visible, _rates(model, config, share))
     _update_sky(model)
     if config.fit_exposure:
         one = torch.zeros(len(model.exposure), dtype=torch.bool, device=model.device)
         one[index] = True
         rate = torch.full((1, 1), _EXPOSURE_RATE, device=model.device)
         model.adam["exposure"].step({"exposure": model.exposure}, one, {"exposure": rate})
-    for leaf in (*model.tensors.values(), model.sky, model.exposure):
+    if config.refine_actors and len(model.actor_offsets):
+        _update_actors(model, share)
+    for leaf in (*model.tensors.values(), model.sky, model.exposure, model.actor_offsets):
         leaf.grad = None
+
+
+def _update_actors(model: SceneModel, share: float) -> None:
+    every = torch.ones(len(model.actor_offsets), dtype=torch.bool, device=model.device)
+    # A turn moves the ends of a car by about two metres a radian.
+    rate = _FINAL_SHARE**share * _ACTOR_RATE * torch.tensor([[0.5, 0.5, 0.5, 1.0, 1.0, 1.0]], device=model.device)
+    model.adam["actor_offsets"].step({"actor_offsets": model.actor_offsets}, every, {"actor_offsets": rate})
 
 
 def _update_sky(model: SceneModel) -> None:
@@ -170,9 +232,9 @@ def _update_sky(model: SceneModel) -> None:
     model.adam["sky"].step({"sky": sky}, above & seen, {"sky": torch.full((1, 1), _SKY_RATE, device=model.device)})
 
 
-def _rates(model: SceneModel, config: ReconstructionConfig, iteration: int) -> dict[str, Tensor]:
+def _rates(model: SceneModel, config: ReconstructionConfig, share: float) -> dict[str, Tensor]:
     """Step sizes by tensor: centres move in proportion to their distance, road discs keep their orientation."""
-    decay = _FINAL_SHARE ** (iteration / config.iterations)
+    decay = _FINAL_SHARE**share
     colors = torch.full((1, 3 * model.tensors["sh"].shape[1]), _SH_RATE * _SH_DETAIL_SHARE, device=model.device)
     colors[0, :3] = _SH_RATE
     turning = torch.where(model.owner == ROAD, 0.0, _QUATERNION_RATE)[:, None]

@@ -1,16 +1,16 @@
 """Everything the optimisation starts from: views, the road surface and coloured points."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 
-from neural_sim.clips.clip import CameraFrames, Clip
+from neural_sim.clips.clip import Clip
 from neural_sim.gaussians import Gaussians
+from neural_sim.reconstruction.actor_motion import ActorKnots
 from neural_sim.reconstruction.actors import initial_actor_points, moving_tracks, pixels_on_boxes
 from neural_sim.reconstruction.config import ReconstructionConfig
 from neural_sim.reconstruction.ground import GroundSurface, fit_to_points, ground_from_path, road_grid, surface_normals
@@ -30,9 +30,9 @@ from neural_sim.reconstruction.model import (
     gaussians_from_points,
     road_gaussians,
 )
-from neural_sim.reconstruction.tracks import FeatureTracks, track_features
-from neural_sim.reconstruction.triangulation import triangulate
-from neural_sim.reconstruction.views import View, load_views
+from neural_sim.reconstruction.pose_refinement import PoseCorrection
+from neural_sim.reconstruction.structure import find_structure
+from neural_sim.reconstruction.views import View
 from neural_sim.road_users import Track
 from neural_sim.trajectory import Trajectory
 
@@ -40,6 +40,8 @@ logger = logging.getLogger("roadloop")
 
 # The first Gaussians take at most this share of the cap, so that growth can go where the images ask for it.
 _INITIAL_SHARE = 0.7
+# Of these the road and the moving road users take at most so much each.
+_ROAD_SHARE, _ACTORS_SHARE = 0.4, 0.25
 # Points this far below the road surface are wrong matches, mostly reflections and passing cars.
 _MAX_BELOW_GROUND_M = 1.0
 
@@ -51,21 +53,25 @@ class Prepared:
     Attributes:
         training, held_out: views of all cameras.
         tracks: moving road users, each with a set of points.
+        knots: when the poses of those can be corrected.
         surface: road surface as the images show it.
         static: points of the background, world frame.
         road: points on the road surface, world frame.
         actors: points of each moving track, box frame.
-        ego: recorded rig poses.
+        ego: rig poses, refined.
+        correction: what refined them.
     """
 
     training: tuple[View, ...]
     held_out: tuple[View, ...]
     tracks: tuple[Track, ...]
+    knots: ActorKnots
     surface: GroundSurface
     static: ColoredPoints
     road: ColoredPoints
     actors: tuple[ColoredPoints, ...]
     ego: Trajectory
+    correction: PoseCorrection
 
 
 def prepare(clip: Clip, config: ReconstructionConfig, seed: int) -> Prepared:
@@ -75,68 +81,48 @@ def prepare(clip: Clip, config: ReconstructionConfig, seed: int) -> Prepared:
     """
     rng = np.random.default_rng([seed, 0])
     moving = moving_tracks(clip.tracks)
-    views: list[View] = []
-    triangulated, dense = [], []
-    for frames in clip.cameras.values():
-        camera_views, near, between = _points_of_camera(clip, frames, moving, config, rng)
-        views += camera_views
-        triangulated.append(near)
-        dense.append(between)
-    training = tuple(view for view in views if not view.held_out)
-    held_out = tuple(view for view in views if view.held_out)
-    lidar, on_actors = lidar_points(clip, moving)
-    near = ColoredPoints.concatenate([*triangulated, color_from_views(lidar, training)])
-    plane = ground_from_path(clip.ego, config.ground_half_width_m)
+    structure = find_structure(clip, moving, config)
+    training, held_out = structure.training, structure.held_out
+    ego = structure.correction.applied(clip.ego)
+
+    def is_static(view: View, pixels: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]:
+        return ~pixels_on_boxes(view, pixels, moving)
+
+    dense = interpolated_points(
+        structure.points_m, structure.seen, training, config.dense_points_per_frame, rng, is_static
+    )
+    lidar, on_actors = lidar_points(replace(clip, ego=ego), moving)
+    near = ColoredPoints.concatenate([color_from_views(points, training) for points in (structure.points_m, lidar)])
+    plane = ground_from_path(ego, config.ground_half_width_m)
     surface = fit_to_points(plane, near.points_m)
-    near = _above_ground(ColoredPoints.concatenate([near, *dense]), surface)
-    far = far_points(near, training, config.far_points, config.far_distance_m, rng)
+    near = _above_ground(ColoredPoints.concatenate([near, dense]), surface)
+    far = far_points(near, training, config.far_points, config.far_distance_m, rng, is_static)
     road = color_from_views(road_grid(surface, config.road_spacing_m), training)
     actors = tuple(
         initial_actor_points(track, training, points, rng) for track, points in zip(moving, on_actors, strict=True)
     )
     budget = int(_INITIAL_SHARE * config.max_gaussians)
-    road = _at_most(road, budget // 2, rng)
+    crowd = max(1.0, sum(map(len, actors)) / (_ACTORS_SHARE * budget))
+    actors = tuple(_at_most(points, int(len(points) / crowd), rng) for points in actors)
+    road = _at_most(road, int(_ROAD_SHARE * budget), rng)
     static = _at_most(ColoredPoints.concatenate([near, far]), budget - len(road) - sum(map(len, actors)), rng)
     logger.info(
         "%s: %d training and %d held-out views; %d triangulated, %d lidar, %d far, %d road points, %d road users",
-        clip.clip_id, len(training), len(held_out), sum(map(len, triangulated)), len(lidar), len(far), len(road),
+        clip.clip_id, len(training), len(held_out), len(structure.points_m), len(lidar), len(far), len(road),
         len(moving),
     )  # fmt: skip
-    return Prepared(training, held_out, moving, surface, static, road, actors, clip.ego)
-
-
-def _points_of_camera(
-    clip: Clip,
-    frames: CameraFrames,
-    moving: Sequence[Track],
-    config: ReconstructionConfig,
-    rng: np.random.Generator,
-) -> tuple[list[View], ColoredPoints, ColoredPoints]:
-    """All views of one camera, its triangulated points and the points interpolated between them."""
-    views, grays = load_views(clip, frames, config)
-    chosen = [index for index, view in enumerate(views) if not view.held_out]
-    shown = [views[index] for index in chosen]
-    tracks = track_features([grays[index] for index in chosen], config.track_corners)
-    gray_camera = frames.camera.resized(grays[0].shape[1], grays[0].shape[0])
-    tracks = tracks.keep(~_on_moving(tracks, shown, gray_camera.width_px, moving))
-    found = triangulate(tracks, gray_camera.K, np.stack([view.T_camera_world for view in shown]))
-    number = np.full(len(tracks), -1)
-    number[found.track] = np.arange(len(found.track))
-    seen = [number[tracks.track[tracks.image == index]] for index in range(len(shown))]
-    seen = [indices[indices >= 0] for indices in seen]
-    between = interpolated_points(found.points_m, seen, shown, config.dense_points_per_frame, rng)
-    return views, color_from_views(found.points_m, shown), between
-
-
-def _on_moving(
-    tracks: FeatureTracks, views: Sequence[View], track_width_px: int, moving: Sequence[Track]
-) -> Bool[np.ndarray, "m"]:
-    """Which observations lie on the box of a moving road user."""
-    hit = np.zeros(len(tracks.track), bool)
-    for index, view in enumerate(views):
-        here = np.flatnonzero(tracks.image == index)
-        hit[here] = pixels_on_boxes(view, tracks.xy_px[here] * (view.camera.width_px / track_width_px), moving)
-    return hit
+    return Prepared(
+        training,
+        held_out,
+        moving,
+        ActorKnots(moving, training),
+        surface,
+        static,
+        road,
+        actors,
+        ego,
+        structure.correction,
+    )
 
 
 def _above_ground(points: ColoredPoints, surface: GroundSurface) -> ColoredPoints:
@@ -176,4 +162,4 @@ def initial_model(prepared: Prepared, config: ReconstructionConfig, device: str)
     size = config.sky_size_px
     sky = torch.from_numpy((upper / 255.0).astype(np.float32)).expand(6, size, size, 3).clone()
     gaussians = Gaussians.concatenate(parts).to(device)
-    return SceneModel(gaussians, owner.to(device), sky.to(device), len(prepared.training))
+    return SceneModel(gaussians, owner.to(device), sky.to(device), len(prepared.training), len(prepared.knots))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,44 +13,63 @@ import torch
 
 from neural_sim.clips.clip import Clip
 from neural_sim.gaussians import Gaussians
+from neural_sim.reconstruction.actor_motion import SweptSpace
 from neural_sim.reconstruction.actors import actor_poses
 from neural_sim.reconstruction.config import ReconstructionConfig
 from neural_sim.reconstruction.ground import ground_from_path
+from neural_sim.reconstruction.memory import check_memory
 from neural_sim.reconstruction.model import BACKGROUND, FIRST_ACTOR, ROAD, SceneModel
-from neural_sim.reconstruction.optimisation import Surroundings, optimise
+from neural_sim.reconstruction.off_log import measure_off_log
+from neural_sim.reconstruction.optimisation import Running, Surroundings, optimise
 from neural_sim.reconstruction.preparation import Prepared, initial_model, prepare
 from neural_sim.reconstruction.quality import measure_quality
 from neural_sim.reconstruction.views import View, check_clip
 from neural_sim.road_map import corridor_map
+from neural_sim.road_users import Track
 from neural_sim.scenes.scene import Scene
 
 logger = logging.getLogger("roadloop")
+
+# What a caller is told after every iteration: how many are done, and a way to measure the held-out quality now.
+Watch = Callable[[int, Callable[[], dict[str, Any]]], None]
 
 # Gaussians fainter than this add nothing to any image.
 _FAINT_OPACITY = 0.01
 
 
 def reconstruct(
-    clip: Clip, config: ReconstructionConfig, *, seed: int, device: str = "cpu", work_dir: Path | None = None
+    clip: Clip,
+    config: ReconstructionConfig,
+    *,
+    seed: int,
+    device: str = "cpu",
+    work_dir: Path | None = None,
+    watch: Watch | None = None,
 ) -> Scene:
     """Reconstruct a clip as Gaussians: background, road, one set per moving road user, and a sky.
 
     Deterministic for a seed. With `work_dir` the optimisation leaves a checkpoint there every
     `config.checkpoint_every` iterations and continues from one that fits, bit-identically. Held-out quality is in
-    `scene.metadata["quality"]`. Raises `InputError` on a clip without cameras, with fewer than 8 usable frames,
-    unreadable images, or poses that do not move.
+    `scene.metadata["quality"]`. `watch(iterations done, measure)` is called after every iteration; `measure()` gives
+    the held-out quality then. Raises `InputError` on a clip without cameras, with fewer than 8 usable frames,
+    unreadable images, poses that do not move, or a memory budget
+    that the prediction exceeds.
     """
     started_s = time.monotonic()
     check_clip(clip)
+    check_memory(clip, config)
     prepared = prepare(clip, config, seed)
     model = initial_model(prepared, config, device)
     logger.info("reconstruct %s: %d initial Gaussians, %.1f s", clip.clip_id, len(model), time.monotonic() - started_s)
-    world = Surroundings(prepared.training, prepared.tracks, prepared.surface)
+    world = Surroundings(
+        prepared.training, prepared.tracks, prepared.knots, SweptSpace(prepared.tracks), prepared.surface
+    )
     fingerprint = _fingerprint(clip, config, seed, prepared.training)
-    optimise(model, world, config, seed, work_dir, fingerprint)
+    running = Running(work_dir, fingerprint, time.monotonic() - started_s, _watched(watch, model, prepared, config))
+    done = optimise(model, world, config, seed, running)
     with torch.no_grad():
         model.select(torch.sigmoid(model.tensors["opacity_logits"]) > _FAINT_OPACITY)
-    quality = _quality(model, prepared, config)
+    quality = _quality(model, prepared, config, done)
     logger.info(
         "reconstruct %s: held-out %.2f dB, SSIM %.3f; %d Gaussians, %.1f s",
         clip.clip_id,
@@ -59,20 +78,35 @@ def reconstruct(
         len(model),
         time.monotonic() - started_s,
     )
-    return _scene(clip, config, seed, prepared, model, quality)
+    scene = _scene(clip, config, seed, prepared, model, quality)
+    quality["off_log"] = measure_off_log(scene, config.image_width_px, device)
+    return scene
 
 
-def _quality(model: SceneModel, prepared: Prepared, config: ReconstructionConfig) -> dict[str, Any]:
+def _watched(
+    watch: Watch | None, model: SceneModel, prepared: Prepared, config: ReconstructionConfig
+) -> Callable[[int], None] | None:
+    if watch is None:
+        return None
+    return lambda done: watch(done, lambda: _views_quality(model, prepared, prepared.held_out, config))
+
+
+def _views_quality(
+    model: SceneModel, prepared: Prepared, views: Sequence[View], config: ReconstructionConfig
+) -> dict[str, Any]:
     def gaussians_at(t_us: int) -> Gaussians:
-        return model.posed(actor_poses(prepared.tracks, t_us))
+        return model.posed(actor_poses(prepared.tracks, t_us), prepared.knots.at(model.actor_offsets.detach(), t_us))
 
-    sky = model.sky.detach()
+    return measure_quality(views, gaussians_at, model.sky.detach(), config.backend)
+
+
+def _quality(model: SceneModel, prepared: Prepared, config: ReconstructionConfig, done: int) -> dict[str, Any]:
     camera = prepared.training[0].camera
     return {
-        "held_out": measure_quality(prepared.held_out, gaussians_at, sky, config.backend),
-        "train": measure_quality(prepared.training, gaussians_at, sky, config.backend),
+        "held_out": _views_quality(model, prepared, prepared.held_out, config),
+        "train": _views_quality(model, prepared, prepared.training, config),
         "image_size_px": [camera.width_px, camera.height_px],
-        "iterations": config.iterations,
+        "iterations": done,
         "gaussians": len(model),
     }
 
@@ -92,17 +126,26 @@ def _scene(
         road=_part(model, ROAD),
         actors={track_id: part for track_id, part in actors.items() if len(part)},
         sky=model.sky.detach().clamp(0, 1).cpu(),
-        expert=clip.ego,
-        tracks=clip.tracks,
-        road_map=clip.road_map or corridor_map(clip.ego, config.corridor_half_width_m),
+        expert=prepared.ego,
+        tracks=_refined_tracks(clip, model, prepared),
+        road_map=clip.road_map or corridor_map(prepared.ego, config.corridor_half_width_m),
         # Through the rig origins, so that a car that stands on it sees the road from the recorded height.
-        ground=ground_from_path(clip.ego, config.ground_half_width_m).mesh(),
+        ground=ground_from_path(prepared.ego, config.ground_half_width_m).mesh(),
         cameras={name: frames.camera for name, frames in clip.cameras.items()},
         camera_times_us={name: frames.t_us for name, frames in clip.cameras.items()},
         ego_vehicle=clip.ego_vehicle,
         navigation=clip.navigation,
         metadata={"source": dict(clip.source), "seed": seed, "reconstruction": _plain(config), "quality": quality},
     )
+
+
+def _refined_tracks(clip: Clip, model: SceneModel, prepared: Prepared) -> tuple[Track, ...]:
+    """All tracks of the clip; those of moving road users where their Gaussians fit the images."""
+    offsets = model.actor_offsets.detach().cpu().double().numpy()
+    refined = {
+        track.track_id: prepared.knots.refined(track, index, offsets) for index, track in enumerate(prepared.tracks)
+    }
+    return tuple(refined.get(track.track_id, track) for track in clip.tracks)
 
 
 def _part(model: SceneModel, owner: int) -> Gaussians:

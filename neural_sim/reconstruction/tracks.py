@@ -40,6 +40,17 @@ class FeatureTracks:
         _, track = np.unique(self.track[wanted], return_inverse=True)
         return FeatureTracks(track.astype(np.int64), self.image[wanted], self.xy_px[wanted])
 
+    @staticmethod
+    def join(parts: "Sequence[FeatureTracks]", image_counts: Sequence[int]) -> "FeatureTracks":
+        """The tracks of several image sequences; the images are numbered on from one sequence to the next."""
+        first_track = np.cumsum([0, *(len(part) for part in parts)])
+        first_image = np.cumsum([0, *image_counts])
+        return FeatureTracks(
+            np.concatenate([part.track + first for part, first in zip(parts, first_track[:-1], strict=True)]),
+            np.concatenate([part.image + first for part, first in zip(parts, first_image[:-1], strict=True)]),
+            np.concatenate([part.xy_px for part in parts]),
+        )
+
 
 def track_features(images: Sequence[UInt8[np.ndarray, "h w"]], max_corners: int, min_length: int = 3) -> FeatureTracks:
     """Follow corners through gray images by pyramidal Lucas-Kanade.

@@ -33,23 +33,25 @@ class TriangulatedPoints:
 
 
 def triangulate(
-    tracks: FeatureTracks, K: Float[np.ndarray, "3 3"], T_camera_world: Float[np.ndarray, "v 4 4"]
+    tracks: FeatureTracks,
+    K: Float[np.ndarray, "v 3 3"],
+    T_camera_world: Float[np.ndarray, "v 4 4"],
+    max_reprojection_px: float = MAX_REPROJECTION_PX,
 ) -> TriangulatedPoints:
-    """Place every track in the world and keep what the images agree on.
+    """Place every track in the world and keep what the images, with intrinsics `K` (px), agree on.
 
     The start is the point nearest to all rays (linear least squares); Gauss-Newton on the reprojection with Huber
-    weights follows. A point stays when its reprojection is below `MAX_REPROJECTION_PX`, its depth lies within
+    weights follows. A point stays when its reprojection is below `max_reprojection_px`, its depth lies within
     `DEPTH_RANGE_M` in every image, and the expected depth error is below `MAX_RELATIVE_DEPTH_ERROR` of the depth
     (which is the parallax gate). Isolated points go last.
     """
     if len(tracks) == 0:
         return TriangulatedPoints(np.zeros((0, 3)), np.zeros(0, np.int64), np.zeros(0))
-    T = T_camera_world[tracks.image]
-    points = _nearest_to_rays(tracks, K, T)
+    points = _nearest_to_rays(tracks, K, T_camera_world)
     for _ in range(REFINEMENT_STEPS):
-        points = points + _gauss_newton_step(tracks, K, T, points)
-    rms_px, depth_error, depth_ok = _assess(tracks, K, T, points)
-    good = (rms_px < MAX_REPROJECTION_PX) & (depth_error < MAX_RELATIVE_DEPTH_ERROR) & depth_ok
+        points = points + _gauss_newton_step(tracks, K, T_camera_world, points)
+    rms_px, depth_error, depth_ok = _assess(tracks, K, T_camera_world, points)
+    good = (rms_px < max_reprojection_px) & (depth_error < MAX_RELATIVE_DEPTH_ERROR) & depth_ok
     chosen = np.flatnonzero(good)
     chosen = chosen[not_isolated(points[chosen])]
     return TriangulatedPoints(points[chosen], chosen, rms_px[chosen])
@@ -67,49 +69,59 @@ def not_isolated(points_m: Float[np.ndarray, "p 3"], neighbours: int = 6) -> Boo
     return mean_m < 4.0 * np.median(mean_m) + 2.0
 
 
-def _sum_by_track(tracks: FeatureTracks, values: np.ndarray) -> np.ndarray:
+def sum_by_track(tracks: FeatureTracks, values: Float[np.ndarray, "m *n"]) -> Float[np.ndarray, "t *n"]:
+    """Sums of what belongs to the observations of each track."""
     starts = np.flatnonzero(np.diff(tracks.track, prepend=-1))
     return np.add.reduceat(values, starts, axis=0)
 
 
 def _nearest_to_rays(tracks: FeatureTracks, K: np.ndarray, T: np.ndarray) -> np.ndarray:
     pixels = np.column_stack([tracks.xy_px, np.ones(len(tracks.xy_px))])
-    rays = np.einsum("mji,mj->mi", T[:, :3, :3], pixels @ np.linalg.inv(K).T)
+    world_from_pixel = np.einsum("vji,vjk->vik", T[:, :3, :3], np.linalg.inv(K))
+    rays = np.einsum("mij,mj->mi", world_from_pixel[tracks.image], pixels)
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    centers = -np.einsum("mji,mj->mi", T[:, :3, :3], T[:, :3, 3])
+    centers = -np.einsum("vji,vj->vi", T[:, :3, :3], T[:, :3, 3])[tracks.image]
     across = np.eye(3) - rays[:, :, None] * rays[:, None, :]
-    A = _sum_by_track(tracks, across)
-    b = _sum_by_track(tracks, np.einsum("mij,mj->mi", across, centers))
+    A = sum_by_track(tracks, across)
+    b = sum_by_track(tracks, np.einsum("mij,mj->mi", across, centers))
     # The small diagonal only matters for parallel rays, which the depth gates then reject.
     return np.linalg.solve(A + 1e-9 * np.eye(3), b[..., None])[..., 0]
 
 
-def _project(
-    tracks: FeatureTracks, K: np.ndarray, T: np.ndarray, points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Residuals [M, 2] in px, their Jacobians [M, 2, 3] in px/m and the depths [M] in m."""
-    local = np.einsum("mij,mj->mi", T[:, :3, :3], points[tracks.track]) + T[:, :3, 3]
+def project_tracks(
+    tracks: FeatureTracks,
+    K: Float[np.ndarray, "v 3 3"],
+    T_camera_world: Float[np.ndarray, "v 4 4"],
+    points_m: Float[np.ndarray, "t 3"],
+) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2 3"], Float[np.ndarray, "m"]]:
+    """Distance of each track's world point from its observations, px, its Jacobian, px/m, and the depth, m."""
+    T = T_camera_world[tracks.image]
+    local = np.einsum("mij,mj->mi", T[:, :3, :3], points_m[tracks.track]) + T[:, :3, 3]
     depth = np.where(np.abs(local[:, 2]) < 1e-3, 1e-3, local[:, 2])
-    focal = np.array([K[0, 0], K[1, 1]])
-    xy = focal * local[:, :2] / depth[:, None] + K[:2, 2]
+    focal, center = K[:, [0, 1], [0, 1]][tracks.image], K[:, :2, 2][tracks.image]
+    xy = focal * local[:, :2] / depth[:, None] + center
     by_local = np.zeros((len(local), 2, 3))
-    by_local[:, 0, 0], by_local[:, 1, 1] = focal[0] / depth, focal[1] / depth
+    by_local[:, 0, 0], by_local[:, 1, 1] = focal[:, 0] / depth, focal[:, 1] / depth
     by_local[:, :, 2] = -focal * local[:, :2] / depth[:, None] ** 2
     return xy - tracks.xy_px, by_local @ T[:, :3, :3], local[:, 2]
+
+
+def huber_weights(residual_px: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "m"]:
+    """Weights that make squares grow linearly beyond `_HUBER_PX`."""
+    return np.minimum(1.0, _HUBER_PX / np.maximum(np.linalg.norm(residual_px, axis=1), 1e-9))
 
 
 def _normal_equations(
     tracks: FeatureTracks, residual: np.ndarray, jacobian: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    norm = np.linalg.norm(residual, axis=1)
-    weight = np.minimum(1.0, _HUBER_PX / np.maximum(norm, 1e-9))
-    H = _sum_by_track(tracks, weight[:, None, None] * np.einsum("mki,mkj->mij", jacobian, jacobian))
-    g = _sum_by_track(tracks, weight[:, None] * np.einsum("mki,mk->mi", jacobian, residual))
+    weight = huber_weights(residual)
+    H = sum_by_track(tracks, weight[:, None, None] * np.einsum("mki,mkj->mij", jacobian, jacobian))
+    g = sum_by_track(tracks, weight[:, None] * np.einsum("mki,mk->mi", jacobian, residual))
     return H, g
 
 
 def _gauss_newton_step(tracks: FeatureTracks, K: np.ndarray, T: np.ndarray, points: np.ndarray) -> np.ndarray:
-    residual, jacobian, _ = _project(tracks, K, T, points)
+    residual, jacobian, _ = project_tracks(tracks, K, T, points)
     H, g = _normal_equations(tracks, residual, jacobian)
     damping = 1e-3 * np.trace(H, axis1=1, axis2=2)[:, None, None] / 3 * np.eye(3) + 1e-9 * np.eye(3)
     step = -np.linalg.solve(H + damping, g[..., None])[..., 0]
@@ -121,9 +133,9 @@ def _assess(
     tracks: FeatureTracks, K: np.ndarray, T: np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per track: root mean square reprojection (px), expected relative depth error, whether all depths are in range."""
-    residual, jacobian, depth = _project(tracks, K, T, points)
+    residual, jacobian, depth = project_tracks(tracks, K, T, points)
     count = np.bincount(tracks.track)
-    rms_px = np.sqrt(_sum_by_track(tracks, (residual**2).sum(axis=1)) / count)
+    rms_px = np.sqrt(sum_by_track(tracks, (residual**2).sum(axis=1)) / count)
     H, _ = _normal_equations(tracks, residual, jacobian)
     largest_variance = 1.0 / np.maximum(np.linalg.eigvalsh(H)[:, 0], 1e-12)
     nearest = np.minimum.reduceat(depth, np.flatnonzero(np.diff(tracks.track, prepend=-1)))

@@ -120,8 +120,8 @@ def load_views(
     Returns the views at the training size, and for each a gray image at the tracking size. Black frames are left out
     with a warning. Raises `InputError` when a file is missing or broken or fewer than `MIN_FRAMES` frames are lit.
     """
-    camera = frames.camera.resized(*_reduced_size(frames.camera, config.image_width_px))
-    gray_size = _reduced_size(frames.camera, config.track_width_px)
+    camera = frames.camera.resized(*reduced_size(frames.camera, config.image_width_px))
+    gray_size = reduced_size(frames.camera, config.track_width_px)
     T_world_rig = clip.ego.poses_at(frames.t_us)
     views, grays = [], []
     for index, t_us in enumerate(frames.t_us):
@@ -141,7 +141,8 @@ def load_views(
     return views, grays
 
 
-def _reduced_size(camera: Camera, width_px: int) -> tuple[int, int]:
+def reduced_size(camera: Camera, width_px: int) -> tuple[int, int]:
+    """Width and height, px, of the camera's image at most `width_px` wide, in its own aspect."""
     width = min(width_px, camera.width_px)
     return width, max(1, round(camera.height_px * width / camera.width_px))
 

@@ -18,8 +18,10 @@ class RenderRequest:
         camera: calibration at the wanted image size.
         T_world_camera_open, T_world_camera_close: float64 [4, 4], camera pose when the shutter opens on the first row
             and closes on the last, m.
-        T_world_actors: float64 [4, 4] box pose of each road user to draw, by track id, m.
+        T_world_actors: float64 [4, 4] box pose of each road user to draw at `t_us`, by track id, m.
         t_us: time of the image, us.
+        T_world_actors_open, T_world_actors_close: poses of the same road users when the shutter opens and closes; None
+            where they stand still meanwhile. A renderer that cannot move them draws them at `t_us`.
     """
 
     camera: Camera
@@ -27,6 +29,8 @@ class RenderRequest:
     T_world_camera_close: Float[np.ndarray, "4 4"]
     T_world_actors: Mapping[str, Float[np.ndarray, "4 4"]]
     t_us: int
+    T_world_actors_open: Mapping[str, Float[np.ndarray, "4 4"]] | None = None
+    T_world_actors_close: Mapping[str, Float[np.ndarray, "4 4"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class RenderedImage:
 
     Attributes:
         rgb: float32 [H, W, 3], 0..1.
-        depth_m: float32 [H, W], expected distance along the optical axis where opacity > 0, m.
+        depth_m: float32 [H, W], expected depth where opacity > 0, m: along the optical axis, or the distance from the
+            camera for "fisheye" and "ftheta" lenses.
         opacity: float32 [H, W], 0..1; what is left is sky.
     """
 

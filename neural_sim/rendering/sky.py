@@ -14,15 +14,42 @@ row i and column j has its centre at t = (2 i + 1) / S - 1 and s = (2 j + 1) / S
 Lookup is bilinear inside a face and takes the nearest texels at its edges.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from neural_sim.distortion import Distortion
+from neural_sim.rendering.lenses import view_rays
+from neural_sim.rendering.motion import is_read_by_rows, line_poses
+
 
 def view_directions(
-    K: Float[Tensor, "v 3 3"], T_world_camera: Float[Tensor, "v 4 4"], width_px: int, height_px: int
+    K: Float[Tensor, "v 3 3"],
+    T_world_camera: Float[Tensor, "v 4 4"],
+    width_px: int,
+    height_px: int,
+    lens: Distortion | None = None,
+    close: tuple[Float[Tensor, "v 4 4"], str] | None = None,
 ) -> Float[Tensor, "v h w 3"]:
-    """Unit world-frame directions of the rays through all pixel centres of V views. Differentiable in both inputs."""
+    """Unit world-frame directions of the rays through all pixel centres of V views; zero where a lens reaches no ray.
+
+    Under a rolling shutter `T_world_camera` is the pose when the first line is read, and `close` the pose at the last
+    and the direction. Differentiable in the poses, and for a pinhole in `K`.
+    """
+    if lens is None:
+        rays = _pinhole_rays(K, width_px, height_px)
+    else:
+        every = [view_rays(k, width_px, height_px, lens) for k in K.detach().cpu().double().numpy()]
+        rays = torch.from_numpy(np.stack(every)).to(K)
+    if close is None:
+        return torch.einsum("vij,vhwj->vhwi", T_world_camera[:, :3, :3].to(rays), rays)
+    poses = line_poses(T_world_camera.to(rays), close[0].to(rays), close[1], width_px, height_px)
+    lines = "vhij,vhwj->vhwi" if is_read_by_rows(close[1]) else "vwij,vhwj->vhwi"
+    return torch.einsum(lines, poses[..., :3, :3], rays)
+
+
+def _pinhole_rays(K: Float[Tensor, "v 3 3"], width_px: int, height_px: int) -> Float[Tensor, "v h w 3"]:
     y, x = torch.meshgrid(
         torch.arange(height_px, dtype=K.dtype, device=K.device) + 0.5,
         torch.arange(width_px, dtype=K.dtype, device=K.device) + 0.5,
@@ -30,12 +57,11 @@ def view_directions(
     )
     u = (x - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None]
     v = (y - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None]
-    rays = torch.nn.functional.normalize(torch.stack([u, v, torch.ones_like(u)], dim=-1), dim=-1)
-    return torch.einsum("vij,vhwj->vhwi", T_world_camera[:, :3, :3].to(rays), rays)
+    return torch.nn.functional.normalize(torch.stack([u, v, torch.ones_like(u)], dim=-1), dim=-1)
 
 
 def sample_sky(sky: Float[Tensor, "6 s s 3"], directions: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
-    """Colours seen along world-frame `directions` (any non-zero length). Differentiable in `sky`."""
+    """Colours seen along world-frame `directions` of any length; black along zero. Differentiable in `sky`."""
     size = sky.shape[1]
     face, s, t = _face_coordinates(directions.detach())
     column, row = ((s + 1) * 0.5 * size - 0.5).clamp(0, size - 1), ((t + 1) * 0.5 * size - 0.5).clamp(0, size - 1)
@@ -48,7 +74,8 @@ def sample_sky(sky: Float[Tensor, "6 s s 3"], directions: Float[Tensor, "*n 3"])
         return texels[(face * size + i) * size + j]
 
     upper = texel(top, left) * (1 - a) + texel(top, right) * a
-    return upper * (1 - b) + (texel(bottom, left) * (1 - a) + texel(bottom, right) * a) * b
+    color = upper * (1 - b) + (texel(bottom, left) * (1 - a) + texel(bottom, right) * a) * b
+    return color * (directions.detach() != 0).any(-1, keepdim=True)
 
 
 def texel_directions(size: int) -> Float[Tensor, "6 s s 3"]:

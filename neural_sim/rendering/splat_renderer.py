@@ -7,14 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_sim.cameras import require_pinhole
 from neural_sim.frames import interpolate_poses, invert_pose
-from neural_sim.gaussians import Gaussians, transform_gaussians
-from neural_sim.rendering.rasterize import choose_backend, rasterize
+from neural_sim.gaussians import Gaussians
+from neural_sim.rendering.lenses import view_rays
+from neural_sim.rendering.motion import is_read_by_rows, line_poses
+from neural_sim.rendering.rasterize import Actors, Shutter, choose_backend, rasterize
 from neural_sim.rendering.renderer import RenderedImage, RenderRequest
 from neural_sim.rendering.sky import sample_sky, view_directions
 from neural_sim.rendering.views import RasterizedViews
 from neural_sim.scenes.scene import Scene
+
+Poses = Mapping[str, Float[np.ndarray, "4 4"]]
 
 
 def compose(
@@ -27,8 +30,9 @@ def compose(
 class SplatRenderer:
     """Draws one scene by rasterizing its Gaussians; implements `neural_sim.rendering.renderer.Renderer`.
 
-    A camera with a rolling shutter is drawn from its pose half-way between shutter open and close; a global shutter
-    (`shutter_us` 0) from the open pose. Higher SH bands of actors keep the directions of the box frame.
+    All lenses of `neural_sim.distortion` are drawn. Under a rolling shutter the camera and the road users move while
+    lines are read; gsplat draws the road users where they are half-way. Outside what a lens covers pixels are black,
+    and the colour of a camera's ego mask lies over everything.
 
     Attributes:
         name: "splat".
@@ -40,20 +44,21 @@ class SplatRenderer:
     def __init__(self, scene: Scene, device: torch.device | str = "cpu") -> None:
         self.backend, self.backend_reason = choose_backend(device)
         self.device = torch.device(device if self.backend == "gsplat" else "cpu")
-        degree = max(part.sh_degree for part in (scene.background, scene.road, *scene.actors.values()))
-        static = [_raised_to(part, degree) for part in (scene.background, scene.road)]
-        self._static = Gaussians.concatenate(static).to(self.device)
-        self._actors = {name: _raised_to(part, degree).to(self.device) for name, part in scene.actors.items()}
-        self._sky = scene.sky.float().to(self.device)
+        self._names = tuple(sorted(scene.actors))
+        parts = [scene.background, scene.road, *(scene.actors[name] for name in self._names)]
+        degree = max(part.sh_degree for part in parts)
+        self._gaussians = Gaussians.concatenate([_raised_to(part, degree) for part in parts]).to(self.device)
+        frames = [0, 0, *range(1, len(self._names) + 1)]
+        owner = [torch.full((len(part),), frame) for part, frame in zip(parts, frames, strict=True)]
+        self._owner, self._sky = torch.cat(owner).to(self.device), scene.sky.float().to(self.device)
 
     @torch.no_grad()
     def render(self, requests: Sequence[RenderRequest]) -> list[RenderedImage]:
         """Draw every request; images come in the order of the requests.
 
-        Road users without Gaussians are not drawn, nor are actors of the scene that a request does not place.
+        Road users without Gaussians are not drawn, nor are actors of the scene that a request does not place. Raises
+        `ValueError` naming what the rasterizer cannot draw.
         """
-        for request in requests:
-            require_pinhole(request.camera, "the splat renderer")
         images: list[RenderedImage | None] = [None] * len(requests)
         for indices in _batches(requests):
             batch = [requests[i] for i in indices]
@@ -62,60 +67,125 @@ class SplatRenderer:
         return [image for image in images if image is not None]
 
     def _render_batch(self, requests: list[RenderRequest]) -> list[RenderedImage]:
-        """Draw requests that share image size and actor poses in one call."""
-        camera = requests[0].camera
-        T_world_camera = np.stack([_pose_at_mid_shutter(request) for request in requests])
-        K = np.stack([request.camera.K for request in requests])
-        gaussians = self._placed(requests[0].T_world_actors)
-        T_camera_world = torch.from_numpy(invert_pose(T_world_camera)).float().to(self.device)
-        K_device = torch.from_numpy(K).float().to(self.device)
-        views = rasterize(gaussians, T_camera_world, K_device, camera.width_px, camera.height_px, backend=self.backend)
-        rgb = self._with_sky(views, K, T_world_camera)
+        """Draw requests that share image size, lens and shutter in one call."""
+        camera, rolling = requests[0].camera, _is_rolling(requests[0])
+        T_world_camera = np.stack([request.T_world_camera_open for request in requests])
+        close = np.stack([request.T_world_camera_close for request in requests]) if rolling else None
+        views = rasterize(
+            self._gaussians,
+            torch.from_numpy(invert_pose(T_world_camera)).to(self.device),
+            torch.from_numpy(np.stack([request.camera.K for request in requests])).to(self.device),
+            camera.width_px,
+            camera.height_px,
+            backend=self.backend,
+            lens=camera.distortion,
+            shutter=None if close is None else self._shutter(close, camera.shutter_direction),
+            actors=self._placed(requests, rolling),
+        )
+        rgb = self._with_sky(views, requests, T_world_camera, close)
+        for image, request in zip(rgb, requests, strict=True):
+            if request.camera.ego_mask is not None:
+                request.camera.ego_mask.paint(image)
         depth_m, opacity = views.depth_m.cpu().numpy(), views.opacity.cpu().numpy()
         return [RenderedImage(rgb[v], depth_m[v], opacity[v]) for v in range(len(requests))]
 
-    def _placed(self, T_world_actors: Mapping[str, Float[np.ndarray, "4 4"]]) -> Gaussians:
-        """All Gaussians in the world frame, actors at the given box poses."""
-        moved = [
-            transform_gaussians(self._actors[name], torch.tensor(pose, dtype=torch.float32, device=self.device))
-            for name, pose in sorted(T_world_actors.items())
-            if name in self._actors
-        ]
-        return Gaussians.concatenate([self._static, *moved]) if moved else self._static
+    def _shutter(self, T_world_camera_close: Float[np.ndarray, "v 4 4"], direction: str) -> Shutter:
+        return Shutter(torch.from_numpy(invert_pose(T_world_camera_close)).to(self.device), direction)
+
+    def _placed(self, requests: list[RenderRequest], rolling: bool) -> Actors | None:
+        """The scene's actors at the poses of each request; those that it does not place are hidden."""
+        if not self._names:
+            return None
+        if not rolling:
+            return Actors(self._owner, self._stacked([request.T_world_actors for request in requests]))
+        ends = [_actors_at_ends(request) for request in requests]
+        if self.backend == "gsplat":
+            return Actors(self._owner, self._stacked([_half_way(*pair) for pair in ends]))
+        opened, closed = (self._stacked([pair[k] for pair in ends]) for k in (0, 1))
+        return Actors(self._owner, opened, closed)
+
+    def _stacked(self, placed: list[Poses]) -> Float[Tensor, "v a 4 4"]:
+        hidden = np.full((4, 4), np.nan)
+        poses = np.stack([np.stack([poses.get(name, hidden) for name in self._names]) for poses in placed])
+        return torch.from_numpy(poses).to(self.device)
 
     def _with_sky(
-        self, views: RasterizedViews, K: Float[np.ndarray, "v 3 3"], T_world_camera: Float[np.ndarray, "v 4 4"]
+        self,
+        views: RasterizedViews,
+        requests: list[RenderRequest],
+        T_world_camera: Float[np.ndarray, "v 4 4"],
+        close: Float[np.ndarray, "v 4 4"] | None,
     ) -> list[Float[np.ndarray, "h w 3"]]:
         """RGB images in 0..1 with the sky behind."""
+        camera, K = requests[0].camera, np.stack([request.camera.K for request in requests])
         if self.backend == "cpu":
-            from neural_sim.rendering.cpu.sky import add_sky
-
-            sky, rgb, opacity = self._sky.contiguous().numpy(), views.rgb.numpy(), views.opacity.numpy()
             return [
-                add_sky(rgb[v], opacity[v], sky, K[v], np.ascontiguousarray(T_world_camera[v, :3, :3]))
-                for v in range(len(K))
+                self._cpu_sky(views, v, requests[v], None if close is None else close[v]) for v in range(len(requests))
             ]
-        height_px, width_px = views.opacity.shape[1:]
-        poses = torch.from_numpy(T_world_camera).float().to(self.device)
-        directions = view_directions(torch.from_numpy(K).float().to(self.device), poses, width_px, height_px)
+        poses, intrinsics = (torch.from_numpy(a).float().to(self.device) for a in (T_world_camera, K))
+        ends = None if close is None else (torch.from_numpy(close).to(self.device), camera.shutter_direction)
+        directions = view_directions(
+            intrinsics, poses, camera.width_px, camera.height_px, lens=camera.distortion, close=ends
+        )
         return list(compose(views, self._sky, directions).clamp(0.0, 1.0).cpu().numpy())
+
+    def _cpu_sky(
+        self, views: RasterizedViews, v: int, request: RenderRequest, close: Float[np.ndarray, "4 4"] | None
+    ) -> Float[np.ndarray, "h w 3"]:
+        from neural_sim.rendering.cpu.sky import add_sky, add_sky_along
+
+        camera, pose = request.camera, request.T_world_camera_open
+        size, by_rows = (camera.width_px, camera.height_px), is_read_by_rows(camera.shutter_direction)
+        rgb, opacity, sky = views.rgb[v].numpy(), views.opacity[v].numpy(), self._sky.contiguous().numpy()
+        if camera.distortion is None and close is None:
+            return add_sky(rgb, opacity, sky, camera.K, np.ascontiguousarray(pose[:3, :3]))
+        poses = pose[None]
+        if close is not None:
+            ends = torch.from_numpy(pose)[None], torch.from_numpy(close)[None]
+            poses = line_poses(*ends, camera.shutter_direction, *size)[0].numpy()
+        rays = view_rays(camera.K, *size, camera.distortion)
+        return add_sky_along(rgb, opacity, sky, rays, np.ascontiguousarray(poses), by_rows)
 
 
 def _batches(requests: Sequence[RenderRequest]) -> list[list[int]]:
-    """Indices of requests that one rasterizer call can draw: same image size and same actor poses."""
+    """Indices of requests that one rasterizer call can draw: same image size, lens and shutter."""
     groups: dict[tuple, list[int]] = {}
     for i, request in enumerate(requests):
-        actors = tuple((name, pose.tobytes()) for name, pose in sorted(request.T_world_actors.items()))
-        groups.setdefault((request.camera.width_px, request.camera.height_px, actors), []).append(i)
+        camera, rolling = request.camera, _is_rolling(request)
+        key = (camera.width_px, camera.height_px, camera.distortion, camera.shutter_direction if rolling else None)
+        groups.setdefault(key, []).append(i)
     return list(groups.values())
 
 
-def _pose_at_mid_shutter(request: RenderRequest) -> Float[np.ndarray, "4 4"]:
-    """The open pose of a global shutter, else the pose half-way to the close pose."""
+def _is_rolling(request: RenderRequest) -> bool:
+    """Whether anything moves while the shutter is open."""
+    if request.camera.shutter_us == 0:
+        return False
+    stands = np.array_equal(request.T_world_camera_open, request.T_world_camera_close)
+    return not stands or request.T_world_actors_open is not None or request.T_world_actors_close is not None
+
+
+def _actors_at_ends(request: RenderRequest) -> tuple[Poses, Poses]:
+    """Poses of the road users when the shutter opens and when it closes."""
+    opened, closed = request.T_world_actors_open, request.T_world_actors_close
+    still = request.T_world_actors
+    return (still if opened is None else opened), (still if closed is None else closed)
+
+
+def _half_way(first: Poses, last: Poses) -> Poses:
+    return {name: half_way_pose(pose, last[name]) for name, pose in first.items() if name in last}
+
+
+def half_way_pose(first: Float[np.ndarray, "4 4"], last: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """The rigid transform in the middle between two."""
+    return interpolate_poses(np.array([0, 2]), np.stack([first, last]), np.array([1]))[0]
+
+
+def pose_at_mid_shutter(request: RenderRequest) -> Float[np.ndarray, "4 4"]:
+    """The open pose of a global shutter, else the pose half-way to the close pose; for renderers of one pose."""
     if request.camera.shutter_us == 0:
         return request.T_world_camera_open
-    ends = np.stack([request.T_world_camera_open, request.T_world_camera_close])
-    return interpolate_poses(np.array([0, 2]), ends, np.array([1]))[0]
+    return half_way_pose(request.T_world_camera_open, request.T_world_camera_close)
 
 
 def _raised_to(gaussians: Gaussians, degree: int) -> Gaussians:

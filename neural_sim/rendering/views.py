@@ -22,7 +22,8 @@ class RasterizedViews:
 
     Attributes:
         rgb: float32 [V, H, W, 3], composited colour over black, >= 0 (not yet clipped at 1, no sky).
-        depth_m: float32 [V, H, W], expected distance along the optical axis, 0 where nothing was drawn, m.
+        depth_m: float32 [V, H, W], expected depth, 0 where nothing was drawn, m: along the optical axis, or
+            the distance from the camera for the wide lenses "fisheye" and "ftheta".
         opacity: float32 [V, H, W], 0..1; what is left is sky.
         visible: bool [V, N], whether the footprint with alpha >= 1/255 reaches the image.
     """

@@ -2,10 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from neural_sim.clips.check import HISTORY_S, HORIZON_S
-from neural_sim.clips.describe import describe_drive, describe_map, describe_tracks
+from neural_sim.clips.describe import (
+    describe_drive,
+    describe_driving,
+    describe_gaps,
+    describe_map,
+    describe_tracks,
+)
 from neural_sim.errors import InputError
 from neural_sim.gaussians import Gaussians
 from neural_sim.scenes.scene import Scene
@@ -26,18 +33,33 @@ def describe_scene(path: Path) -> tuple[list[str], list[str]]:
 
 def _facts(scene: Scene, path: Path) -> list[str]:
     actors = f"{sum(len(actor) for actor in scene.actors.values())} in {len(scene.actors)}"
-    cameras = ", ".join(f"{camera.name} {camera.width_px}x{camera.height_px}" for camera in scene.cameras.values())
     return [
         f"scene {scene.scene_id}, {path.stat().st_size / 1e6:.1f} MB",
         f"Gaussians: {len(scene.background)} background, {len(scene.road)} road, {actors} actors",
         f"spherical harmonics degree {scene.background.sh_degree}; sky {scene.sky.shape[1]} px a face",
         describe_drive(scene.expert),
-        f"cameras: {cameras or 'none'}",
+        *[_camera_fact(scene, name) for name in scene.cameras],
         describe_tracks(scene.tracks),
         describe_map(scene.road_map),
         f"ground: {len(scene.ground.vertices_m)} vertices, {len(scene.ground.faces)} triangles",
         *(f"{key}: {value}" for key, value in scene.metadata.items() if isinstance(value, str | int | float)),
+        *(f"approximated: {note}" for note in scene.metadata.get("approximations", ())),
+        *_stage_facts(scene),
     ]
+
+
+def _camera_fact(scene: Scene, name: str) -> str:
+    camera, t_us = scene.cameras[name], scene.camera_times_us[name]
+    rate = f", {1e6 / np.median(np.diff(t_us)):.2f} Hz{describe_gaps(t_us)}" if len(t_us) > 1 else ""
+    lens = "" if camera.distortion is None else f" ({camera.model} lens)"
+    return f"camera {name}: {camera.width_px}x{camera.height_px}{lens}, {len(t_us)} recorded frames{rate}"
+
+
+def _stage_facts(scene: Scene) -> list[str]:
+    """What stands between the scene and each stage that takes one."""
+    rollout = "ready" if scene.cameras else "needs cameras, and the scene has none"
+    driving = describe_driving(scene.tracks, scene.road_map)
+    return [f"for rollout: {rollout}", f"for evaluate: {driving or rollout}"]
 
 
 def _problems(scene: Scene) -> list[str]:

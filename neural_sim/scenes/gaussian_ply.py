@@ -1,7 +1,7 @@
 """Gaussians as PLY in the convention of 3D Gaussian splatting, with an optional sky beside them.
 
 Values are pre-activation, quaternions wxyz, higher harmonics (`f_rest_*`) channel by channel. The sky is a
-`<stem>.sky.npz` as Instant NuRec writes it: `sky_cubemap` [6, S, S, 3], faces +X -X +Y -Y +Z -Z.
+`<stem>.sky.npz` as Instant NuRec writes it: `sky_cubemap` [6, S, S, 3] in layout "axes" of `sky_layouts`.
 """
 
 import zipfile
@@ -88,7 +88,10 @@ def read_ply(path: Path) -> Gaussians:
 
 
 def read_sky(path: Path) -> Float[torch.Tensor, "6 s s 3"] | None:
-    """The sky beside the PLY at `path` (`<stem>.sky.npz`), 0..1, or None. Raises `InputError` when it is malformed."""
+    """The sky beside the PLY at `path` (`<stem>.sky.npz`) as stored, 0..1, or None.
+
+    Raises `InputError` when it is malformed.
+    """
     path = path.with_name(f"{path.stem}.sky.npz")
     if not path.is_file():
         return None

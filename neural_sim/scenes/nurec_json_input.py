@@ -34,6 +34,7 @@ class RigFile:
     Attributes:
         sequence_id: name of the one sequence.
         world_to_nre: float64 [4, 4], world of poses to world of the volume, m.
+        T_ecef_world: float64 [4, 4], world of poses to earth-centred coordinates, m.
         ego: rig poses in the world.
         cameras: calibration by logical name.
         camera_times_us: int64 [N] by camera, middle of each exposure.
@@ -42,6 +43,7 @@ class RigFile:
 
     sequence_id: str
     world_to_nre: Float[np.ndarray, "4 4"]
+    T_ecef_world: Float[np.ndarray, "4 4"]
     ego: Trajectory
     cameras: dict[str, Camera]
     camera_times_us: dict[str, Int[np.ndarray, "n"]]
@@ -71,6 +73,7 @@ def read_rig_file(content: bytes, where: str) -> RigFile:
     return RigFile(
         sequence_id=str(rig.get("sequence_id", "")),
         world_to_nre=_numbers(nre.get("matrix", identity), (4, 4), f"{where}: world_to_nre"),
+        T_ecef_world=_numbers(value.get("T_world_base", identity), (4, 4), f"{where}: T_world_base"),
         ego=ego,
         cameras=cameras,
         camera_times_us=times,

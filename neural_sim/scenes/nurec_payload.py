@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 
 from neural_sim.gaussians import Gaussians
 from neural_sim.scenes.scene import Scene
+from neural_sim.scenes.sky_layouts import sky_to_layout
 
 _SPECULAR_BANDS = 15
 _FLOAT16_MAX = 65504.0
@@ -75,7 +76,7 @@ def encode_volume(scene: Scene, origin_m: Float[np.ndarray, "3"]) -> bytes:
         **_node("road", scene.road, origin_m),
         **_node("dynamic_rigids", rigids, np.zeros(3)),
         **_tensor(".gaussians_nodes.dynamic_rigids.gaussian_cuboid_ids", _cuboid_ids(scene.actors)),
-        **_tensor(".background.textures", _half(scene.sky.detach().cpu().numpy()[None])),
+        **_tensor(".background.textures", _half(sky_to_layout(scene.sky.detach().cpu(), "nurec").numpy()[None])),
     }
     layers = dict.fromkeys(("background", "road", "dynamic_rigids"), _LAYER_CONFIG)
     config = {"layers": layers, "renderer": _RENDERER_CONFIG, "name": "gaussians_primitive"}

@@ -18,13 +18,16 @@ from jaxtyping import Float
 
 from neural_sim.errors import InputError
 from neural_sim.gaussians import Gaussians, transform_gaussians
-from neural_sim.road_map import corridor_map
+from neural_sim.maps.moving import moved_map
+from neural_sim.road_map import RoadMap, corridor_map
 from neural_sim.road_users import Track
 from neural_sim.scenes.archive import member_names, read_members
 from neural_sim.scenes.joining import joined
 from neural_sim.scenes.nurec_json_input import RigFile, read_rig_file, read_tracks_file
+from neural_sim.scenes.nurec_map import read_nurec_map
 from neural_sim.scenes.nurec_volume import NurecVolume, decode_volume
 from neural_sim.scenes.scene import GroundMesh, Scene
+from neural_sim.scenes.sky_layouts import sky_from_layout
 from neural_sim.trajectory import Trajectory
 
 logger = logging.getLogger("roadloop")
@@ -42,8 +45,9 @@ _VOLUME_FILE = re.compile(r"filePath = @(?:\./)?([^@]+\.nurec)@")
 def read_nurec_scene(path: Path, *, tracks_frame: str = "world") -> Scene:
     """Read a NuRec `.usdz`; `tracks_frame` says in which world ("world" or "nre") its tracks are.
 
-    What cannot be evaluated is logged once and kept as `metadata["approximations"]`. The map is a corridor around the
-    recorded path. Raises `InputError` on `checkpoint.ckpt` archives and naming the member that is missing or malformed.
+    What cannot be evaluated is logged once and kept as `metadata["approximations"]`. Without a map in the file it is a
+    corridor around the recorded path. Raises `InputError` on `checkpoint.ckpt` archives and naming the member that is
+    missing or malformed.
     """
     if tracks_frame not in TRACK_FRAMES:
         raise InputError(f"tracks_frame is {tracks_frame!r}, expected one of {', '.join(TRACK_FRAMES)}")
@@ -61,7 +65,10 @@ def read_nurec_scene(path: Path, *, tracks_frame: str = "world") -> Scene:
     placed = volume_transforms([members[name].decode("utf-8", "replace") for name in layers])
     parts = [_placed(decode_volume(members[n], f"{path}: {n}"), placed.get(n, np.eye(4))) for n in volumes]
     expert = Trajectory(rig.ego.t_us, T_nre_world @ rig.ego.T_world_rig)
-    scene, notes = _assemble(path, rig, expert, tracks, parts, members)
+    ground = _ground(members[_GROUND], f"{path}: {_GROUND}")
+    road_map = read_nurec_map(path, names, rig.T_ecef_world, ground.vertices_m)
+    road_map = moved_map(road_map, T_nre_world) if road_map else None
+    scene, notes = _assemble(path, rig, expert, tracks, parts, ground, road_map, members[_META])
     for note in notes:
         logger.warning("%s: %s", path.name, note)
     return scene
@@ -111,7 +118,9 @@ def _assemble(
     expert: Trajectory,
     tracks: tuple[Track, ...],
     parts: list[NurecVolume],
-    members: dict[str, bytes],
+    ground: GroundMesh,
+    road_map: RoadMap | None,
+    metadata: bytes,
 ) -> tuple[Scene, list[str]]:
     static = {name: node for part in parts for name, node in part.static.items() if name == "road"}
     others = [node for part in parts for name, node in part.static.items() if name != "road"]
@@ -121,21 +130,22 @@ def _assemble(
     lost = sorted(set(actors) - known)
     if lost:
         notes.append(f"{len(lost)} actors without a track are not drawn: {', '.join(lost[:5])}")
-    notes.append(f"the map is a corridor of {CORRIDOR_HALF_WIDTH_M} m to each side of the recorded path")
+    if road_map is None:
+        notes.append(f"the map is a corridor of {CORRIDOR_HALF_WIDTH_M} m to each side of the recorded path")
     skies = [part.sky for part in parts if part.sky is not None]
     if not skies:
         notes.append("no sky in the file; gray instead")
-    meta = _metadata(members[_META], f"{path}: {_META}")
+    meta = _metadata(metadata, f"{path}: {_META}")
     scene = Scene(
         scene_id=str(meta.get("scene_id", path.stem)),
         background=joined(others),
         road=joined([static["road"]] if "road" in static else []),
         actors={name: node for name, node in actors.items() if name in known},
-        sky=skies[0].clamp(0, 1) if skies else torch.full((6, 4, 4, 3), 0.5),
+        sky=sky_from_layout(skies[0].clamp(0, 1), "nurec") if skies else torch.full((6, 4, 4, 3), 0.5),
         expert=expert,
         tracks=tracks,
-        road_map=corridor_map(expert, CORRIDOR_HALF_WIDTH_M),
-        ground=_ground(members[_GROUND], f"{path}: {_GROUND}"),
+        road_map=road_map or corridor_map(expert, CORRIDOR_HALF_WIDTH_M),
+        ground=ground,
         cameras=rig.cameras,
         camera_times_us=rig.camera_times_us,
         ego_vehicle=rig.ego_vehicle,

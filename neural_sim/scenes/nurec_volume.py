@@ -8,6 +8,7 @@ by `gaussian_cuboid_ids`; `dynamic_deformables` likewise, moved rigidly because 
 
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class NurecVolume:
     Attributes:
         static: Gaussians in the volume's world by node name, m.
         actors: Gaussians by track id, in the frames of their boxes, m.
-        sky: float32 [6, S, S, 3] as stored (faces +X -X +Y -Y +Z -Z), RGB; None without one.
+        sky: float32 [6, S, S, 3], RGB as stored, in layout "nurec" of `sky_layouts`; None without one.
         approximations: one line for each thing that is drawn otherwise than its maker would.
     """
 
@@ -95,16 +96,17 @@ def _tensor(state: Mapping[str, Any], key: str, where: str) -> Shaped[np.ndarray
 def _node(state: Mapping[str, Any], node: str, where: str) -> Gaussians:
     names = ("positions", "rotations", "scales", "densities", "features_albedo", "features_specular")
     parts = {name: _tensor(state, f"{_PREFIX}{node}.{name}", where) for name in names}
-    count = len(parts["positions"])
+    count = parts["positions"].shape[0] if parts["positions"].ndim else 0
     for name, width in (("positions", 3), ("rotations", 4), ("scales", 3), ("densities", 1)):
-        if parts[name].reshape(len(parts[name]), -1).shape != (count, width):
-            raise InputError(f"{where}: node {node}: {name} is {list(parts[name].shape)}, expected {[count, width]}")
-    albedo = parts["features_albedo"]
+        shape = parts[name].shape
+        if shape[:1] != (count,) or math.prod(shape[1:]) != width:
+            raise InputError(f"{where}: node {node}: {name} is {list(shape)}, expected {[count, width]}")
+    albedo, specular = parts["features_albedo"], parts["features_specular"]
     # Fourier colours in time: only the constant term has a documented meaning.
     albedo = albedo[:, 0] if albedo.ndim == 3 and albedo.shape[1] else albedo
-    specular = parts["features_specular"].reshape(count, -1)
-    bands = specular.shape[1] // 3
-    if albedo.shape != (count, 3) or specular.shape[1] % 3 or bands not in (0, 3, 8, 15):
+    columns = math.prod(specular.shape[1:])
+    bands = columns // 3
+    if albedo.shape != (count, 3) or specular.shape[:1] != (count,) or columns % 3 or bands not in (0, 3, 8, 15):
         raise InputError(
             f"{where}: node {node}: colours are {list(albedo.shape)} and {list(specular.shape)}, expected [{count}, 3] "
             "and 0, 9, 24 or 45 columns"

@@ -3,7 +3,7 @@
 | member | for | content |
 |---|---|---|
 | `default.usda`, `gauss.usda`, `volume.nurec` | USD and NuRec viewers | Gaussians and sky in half precision |
-| `metadata.yaml`, `rig_trajectories.json`, `sequence_tracks.json`, `mesh.ply`, `mesh_ground.ply` | AlpaSim | the rest |
+| `metadata.yaml`, `rig_trajectories.json`, `sequence_tracks.json`, `map.xodr`, `mesh*.ply` | AlpaSim | the rest |
 | `roadloop.json`, `roadloop/*.safetensors` | `read_scene` | the whole scene in full precision |
 
 Members for others are in a local world, shifted by `-world_origin_m`; the record of our own is not shifted.
@@ -29,10 +29,13 @@ from neural_sim.clips.storage import (
 )
 from neural_sim.errors import InputError
 from neural_sim.gaussians import Gaussians
+from neural_sim.maps.opendrive_writer import encode_opendrive
+from neural_sim.road_map import RoadMap
 from neural_sim.road_users import CATEGORIES, Track
 from neural_sim.scenes.archive import member_names, read_members, write_archive
 from neural_sim.scenes.ground_ply import encode_ply
 from neural_sim.scenes.nurec_json import metadata_yaml, rig_trajectories_json, sequence_tracks_json
+from neural_sim.scenes.nurec_map import OPENDRIVE_FILE
 from neural_sim.scenes.nurec_payload import encode_volume
 from neural_sim.scenes.nurec_scene import RIG_FILE, read_nurec_scene
 from neural_sim.scenes.scene import GroundMesh, Scene
@@ -72,6 +75,7 @@ def write_scene(scene: Scene, path: Path) -> None:
         ("metadata.yaml", metadata_yaml(scene, f"roadloop-{SCENE_FORMAT_VERSION}", record)),
         ("rig_trajectories.json", rig_trajectories_json(scene, origin_m)),
         ("sequence_tracks.json", sequence_tracks_json(scene, origin_m)),
+        *_map_member(scene.road_map, origin_m, scene.scene_id),
         ("mesh.ply", mesh),
         ("mesh_ground.ply", mesh),
         (RECORD, record),
@@ -119,6 +123,17 @@ def read_scene(path: Path) -> Scene:
         navigation=navigation_from_json(field(record, "navigation", list, where), where),
         metadata=field(record, "metadata", dict, where),
     )
+
+
+def read_scene_id(path: Path) -> str:
+    """Name of the scene in a scene file; raises as `read_scene`, but for one of our own reads no more than the name."""
+    names = member_names(path)
+    if RIG_FILE in names and not {RECORD, ARRAYS, GAUSSIANS} & set(names):
+        return read_nurec_scene(path).scene_id
+    where = f"{path}: {RECORD}"
+    record = parse_json_object(read_members(path, (RECORD,), _MAKER)[RECORD], where)
+    check_format_version(record, READABLE_VERSIONS, where)
+    return field(record, "scene_id", str, where)
 
 
 def world_origin(expert: Trajectory) -> Float[np.ndarray, "3"]:
@@ -172,6 +187,12 @@ def _scene_gaussians(scene: Scene) -> dict[str, Shaped[np.ndarray, "..."]]:
     for i, actor in enumerate(scene.actors.values()):
         arrays |= gaussian_arrays(actor, f"actors.{i}.")
     return arrays
+
+
+def _map_member(road_map: RoadMap, origin_m: Float[np.ndarray, "3"], scene_id: str) -> list[tuple[str, bytes]]:
+    """`map.xodr` of a recorded map; a corridor made from the drive would tell others of roads that are not there."""
+    recorded = road_map.source == "recorded" and road_map.lanes
+    return [(OPENDRIVE_FILE, encode_opendrive(road_map, origin_m, scene_id))] if recorded else []
 
 
 def _bounds(scene: Scene, origin_m: Float[np.ndarray, "3"]) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ class Observation:
         ego_history: float32 [B, 16, 4], (x, y, yaw, speed) every 0.1 s, the last at `t_us`; rig frame at `t_us` as the
             noisy ego-motion estimate has it, m, rad, m/s.
         navigation: one instruction per rollout, empty where there is none.
-        route: float32 [B, 20, 2], points of the route every 4 m ahead, rig frame at `t_us`, m; NaN after its end. None
+        route: float32 [B, 20, 2], points of the route over 80 m ahead, rig frame at `t_us`, m; NaN after its end. None
             where nobody knows the route.
     """
 

@@ -341,8 +341,8 @@ class Simulator:
         )
 
     def _render(self, before: StepEntry, now: StepEntry) -> Frame:
-        actors = now.traffic.actors(self._log.track_ids, len(now.planar))
-        return self._rig.render(now.t_us, before.planar, now.planar, now.T_world_rig, actors)
+        actors, earlier = (entry.traffic.actors(self._log.track_ids, len(now.planar)) for entry in (now, before))
+        return self._rig.render(now.t_us, before.planar, now.planar, now.T_world_rig, actors, earlier)
 
     def _warmup_frames(self, entries: Sequence[StepEntry]) -> tuple[Frame, ...]:
         """The frames needed from the hand-over on, rendered for one rollout and shared by all."""
@@ -350,9 +350,9 @@ class Simulator:
         batch_size = len(entries[-1].planar)
         frames: list[Frame] = []
         for k in range(oldest, len(entries)):
-            actors = entries[k].traffic.actors(self._log.track_ids, batch_size)[:1]
             before, now = entries[max(k - 1, 0)], entries[k]
-            frame = self._rig.render(now.t_us, before.planar[:1], now.planar[:1], now.T_world_rig[:1], actors)
+            actors, earlier = (e.traffic.actors(self._log.track_ids, batch_size)[:1] for e in (now, before))
+            frame = self._rig.render(now.t_us, before.planar[:1], now.planar[:1], now.T_world_rig[:1], actors, earlier)
             frames.append({c: np.broadcast_to(i, (batch_size, *i.shape[1:])) for c, i in frame.items()})
         return tuple(frames)
 

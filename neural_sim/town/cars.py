@@ -83,14 +83,14 @@ def _panel(x: float, y_first: float, y_second: float, low: float, high: float, c
 def _wheels(size_m: tuple[float, float, float]) -> list[Mesh]:
     length, width, height = size_m
     radius = min(0.34, 0.24 * height)
-    angle = np.linspace(0.0, 2 * np.pi, 12, endpoint=False)
+    angle = np.linspace(0.0, 2 * np.pi, 8, endpoint=False)
     parts = []
     for x in (-0.3 * length, 0.31 * length):
         for side in (1.0, -1.0):
             rim = np.array([x, side * width / 2, radius - height / 2])
             outer = rim - [0.0, side * 0.01, 0.0]
             inner = rim - [0.0, side * 0.22, 0.0]
-            parts.append(cylinder(inner, outer, radius, 16, materials.PLAIN, RUBBER))
+            parts.append(cylinder(inner, outer, radius, 12, materials.PLAIN, RUBBER))
             disc = rim + 0.6 * radius * np.stack([np.cos(angle), 0 * angle, np.sin(angle)], axis=-1)
             parts.append(fan(disc, materials.PLAIN, RIM))
     return parts

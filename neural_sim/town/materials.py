@@ -6,11 +6,18 @@ Each takes texture coordinates (u, v), their footprints (u_width, v_width) and t
 
 import math
 
+import numpy as np
 from numba import njit
 
 from neural_sim.town.texture import band, cell_hash, filtered_noise, filtered_noise_3d, stripes
 
-ROAD, PAVEMENT, KERB, GRASS, FACADE, ROOF, LEAVES, PLAIN, CAR_WINDOW = range(9)
+ROAD, PAVEMENT, KERB, GRASS, FACADE, ROOF, LEAVES, PLAIN, CAR_WINDOW, ASPHALT, SIGN = range(11)
+# Share of a lidar pulse that comes back from each material, in the order above.
+REFLECTIVITY = np.array([0.15, 0.35, 0.4, 0.3, 0.45, 0.35, 0.3, 0.4, 0.05, 0.15, 0.9])
+
+# Line styles of a stretch of ROAD, which stand in the colour of its triangles beside the lane width.
+DASHED, SOLID, BARE, ZEBRA = 0.0, 1.0, 2.0, 3.0
+PARKING, SECOND_LANE = 0.0, 1.0
 
 DASH_PERIOD_M = 7.5
 DASH_LENGTH_M = 3.0
@@ -40,34 +47,75 @@ def repair_patch(s: float, d: float, s_width: float, d_width: float, seed: int) 
 
 
 @njit(cache=True, error_model="numpy")
-def marking(s: float, d: float, s_width: float, d_width: float, lane_m: float) -> float:
-    """Share of a pixel covered by white paint: dashed centre line, solid lane edges, ticks between parking bays."""
+def marking(
+    s: float, d: float, s_width: float, d_width: float, lane_m: float, centre_style: float, edge_style: float
+) -> float:
+    """Share of a pixel covered by white paint: centre line, lane edges, ticks between parking bays, zebra bars."""
+    if centre_style == ZEBRA:
+        return stripes(d + 0.25, 1.0, 0.5, d_width) * band(abs(d), 0.0, 2.0 * lane_m + 0.2, d_width)
     half = MARKING_WIDTH_M / 2
-    centre = band(d, -half, half, d_width) * stripes(s, DASH_PERIOD_M, DASH_LENGTH_M, s_width)
+    paint = 0.0
+    if centre_style != BARE:
+        dash = 1.0 if centre_style == SOLID else stripes(s, DASH_PERIOD_M, DASH_LENGTH_M, s_width)
+        paint = band(d, -half, half, d_width) * dash
     side = abs(d)
-    edge = band(side, lane_m - half, lane_m + half, d_width)
-    ticks = band(side, lane_m, 100.0, d_width) * stripes(s + half, BAY_LENGTH_M, MARKING_WIDTH_M, s_width)
-    return min(1.0, centre + edge + ticks)
+    if edge_style == PARKING:
+        paint += band(side, lane_m - half, lane_m + half, d_width)
+        paint += band(side, lane_m, 100.0, d_width) * stripes(s + half, BAY_LENGTH_M, MARKING_WIDTH_M, s_width)
+    elif edge_style == SECOND_LANE:
+        paint += band(-d, lane_m - half, lane_m + half, d_width) * stripes(s, 4.5, 1.5, s_width)
+    return min(1.0, paint)
 
 
 @njit(cache=True, error_model="numpy")
 def road_colour(
-    s: float, d: float, x: float, y: float, s_width: float, d_width: float, width_m: float, lane_m: float, seed: int
+    s: float,
+    d: float,
+    x: float,
+    y: float,
+    s_width: float,
+    d_width: float,
+    width_m: float,
+    style: tuple[float, float, float],
+    seed: int,
 ) -> tuple[float, float, float]:
-    """The carriageway: asphalt, lighter parking strips, repair patches, wheel tracks, paint."""
+    """The carriageway: asphalt, lighter parking strips, repair patches, wheel tracks, paint.
+
+    `style`: lane width (m), centre line, edge line.
+    """
+    lane_m, centre_style, edge_style = style
     grey = asphalt(x, y, width_m, seed)
-    parking = band(abs(d), lane_m, 100.0, d_width)
+    parking = band(abs(d), lane_m, 100.0, d_width) if edge_style == PARKING else 0.0
     grey *= 1.0 + 0.45 * parking
     grey *= 1.0 - 0.42 * repair_patch(s, d, s_width, d_width, seed)
     track = abs(abs(abs(d) - lane_m / 2) - 0.75)
     grey *= 1.0 - 0.14 * band(track, -0.3, 0.3, d_width) * (1.0 - parking)
-    paint = marking(s, d, s_width, d_width, lane_m)
+    paint = marking(s, d, s_width, d_width, lane_m, centre_style, edge_style)
+    if paint <= 0.0:
+        return grey, grey * 0.99, grey * 1.02
     wear = 0.5 * (1.0 + 0.16 * filtered_noise(x, y, 0.6, width_m, seed + 4))
     return (
         grey + (wear - grey) * paint,
         grey * 0.99 + (wear - grey) * paint,
         grey * 1.02 + (wear * 0.97 - grey) * paint,
     )
+
+
+@njit(cache=True, error_model="numpy")
+def asphalt_colour(x: float, y: float, width_m: float, seed: int) -> tuple[float, float, float]:
+    """Carriageway without markings, in junctions."""
+    grey = asphalt(x, y, width_m, seed) * (1.0 - 0.3 * repair_patch(x, y, width_m, width_m, seed + 7))
+    return grey, grey * 0.99, grey * 1.02
+
+
+@njit(cache=True, error_model="numpy")
+def sign_colour(u: float, v: float, width: float, red: float, green: float, blue: float) -> tuple[float, float, float]:
+    """A sign: a coloured rim around a white field with a dark bar; u and v run over -1..1 across it."""
+    reach = math.sqrt(u * u + v * v)
+    rim = band(reach, 0.72, 9.0, width)
+    bar = band(abs(u), -1.0, 0.16, width) * band(abs(v), -1.0, 0.45, width)
+    field = 0.85 - 0.78 * bar
+    return field + (red - field) * rim, field + (green - field) * rim, field + (blue - field) * rim
 
 
 @njit(cache=True, error_model="numpy")

@@ -14,9 +14,7 @@ from neural_sim.town import materials
 from neural_sim.town.mesh import Mesh
 from neural_sim.town.texture import filtered_noise
 
-HAZE_LENGTH_M = 500.0
 HAZE = (0.66, 0.74, 0.84)
-SUNLIGHT = 2.1
 SHADOW_OFFSET_M = 0.004
 # Noise is cut at this share of the pixel's longer side: sharper than a full box filter, still without aliasing.
 FOOTPRINT_SHARE = 0.7
@@ -53,13 +51,19 @@ class Light(NamedTuple):
 
     Attributes:
         sun: float64 [3], unit vector towards the sun, world frame.
-        lane_width_m: where the lane ends and the parking strip begins, m.
         texture_seed: seed of all textures.
+        sunlight: strength of the sun.
+        skylight: strength of the light from the whole sky.
+        clouds: added to the cover of clouds, -1..1.
+        haze_m: distance over which haze takes 63 % of the light, m.
     """
 
     sun: Float[np.ndarray, "3"]
-    lane_width_m: float
     texture_seed: int
+    sunlight: float = 2.1
+    skylight: float = 1.0
+    clouds: float = 0.0
+    haze_m: float = 500.0
 
 
 class Hits(NamedTuple):
@@ -128,6 +132,15 @@ def _plane_depth(table: Surfaces, triangle: int, origin: Vector, direction: Vect
 
 
 @njit(cache=True, error_model="numpy")
+def plane_depths(table: Surfaces, triangle: np.ndarray, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Ray parameters, float64 [N], at which rays (float64 [N, 3]) meet the planes of their triangles (int [N])."""
+    out = np.empty(len(triangle))
+    for i in range(len(triangle)):
+        out[i] = _plane_depth(table, triangle[i], _row(origins, i), _row(directions, i))
+    return out
+
+
+@njit(cache=True, error_model="numpy")
 def resolve_hits(
     origins: np.ndarray,
     directions: np.ndarray,
@@ -176,10 +189,11 @@ def sky_colour(x: float, y: float, z: float, light: Light) -> Vector:
     if z > 0.02:
         px, py = x / (z + 0.25), y / (z + 0.25)
         cloud = filtered_noise(px, py, 0.9, 0.0, 71) + 0.5 * filtered_noise(px, py, 0.4, 0.0, 72)
-        cover = max(0.0, min(1.0, cloud + 0.25 * filtered_noise(px, py, 0.17, 0.0, 73) - 0.15)) * min(1.0, 6 * z)
+        cloud += 0.25 * filtered_noise(px, py, 0.17, 0.0, 73) - 0.15 + light.clouds
+        cover = max(0.0, min(1.0, cloud)) * min(1.0, 6 * z)
         red, green, blue = red + (0.9 - red) * cover, green + (0.9 - green) * cover, blue + (0.92 - blue) * cover
     aligned = x * light.sun[0] + y * light.sun[1] + z * light.sun[2]
-    glow = 0.35 * max(0.0, aligned) ** 24
+    glow = 0.17 * light.sunlight * max(0.0, aligned) ** 24
     return (red + glow, green + glow, blue + 0.8 * glow)
 
 
@@ -195,7 +209,9 @@ def _albedo(table: Surfaces, t: int, p: Vector, along_x: Vector, along_y: Vector
     red, green, blue = _row(table.colour, t)
     material, seed = table.material[t], light.texture_seed
     if material == materials.ROAD:
-        return materials.road_colour(u, v, p[0], p[1], u_width, v_width, width, light.lane_width_m, seed)
+        return materials.road_colour(u, v, p[0], p[1], u_width, v_width, width, (red, green, blue), seed)
+    if material == materials.ASPHALT:
+        return materials.asphalt_colour(p[0], p[1], width, seed)
     if material == materials.PAVEMENT:
         return materials.pavement_colour(u, v, p[0], p[1], u_width, v_width, width, seed)
     if material == materials.GRASS:
@@ -205,6 +221,8 @@ def _albedo(table: Surfaces, t: int, p: Vector, along_x: Vector, along_y: Vector
     if material == materials.CAR_WINDOW:
         pane = materials.car_window_share(u, v, u_width, v_width)
         return red + (0.02 - red) * pane, green + (0.025 - green) * pane, blue + (0.03 - blue) * pane
+    if material == materials.SIGN:
+        return materials.sign_colour(u, v, max(u_width, v_width), red, green, blue)
     factor = 1.0
     if material == materials.KERB:
         factor = materials.kerb_factor(u, u_width, p[0], p[1], width, seed)
@@ -252,7 +270,7 @@ def shade_hits(
         colour = _albedo(table, t, point, along_x, along_y, light)
         is_leaf = table.material[t] == materials.LEAVES
         glow = _irradiance(normal, -1.0 if facing > 0 else 1.0, lit[i], is_leaf, light)
-        clear = math.exp(-depth * length / HAZE_LENGTH_M)
+        clear = math.exp(-depth * length / light.haze_m)
         for channel in range(3):
             out[i, channel] = colour[channel] * glow[channel] * clear + HAZE[channel] * (1.0 - clear)
     return out
@@ -264,8 +282,8 @@ def _irradiance(normal: Vector, side: float, lit: bool, is_leaf: bool, light: Li
     slope = side * (normal[0] * light.sun[0] + normal[1] * light.sun[1] + normal[2] * light.sun[2])
     if is_leaf:
         slope = LEAVES_SOFTNESS + (1.0 - LEAVES_SOFTNESS) * slope
-    sun = SUNLIGHT * max(slope, 0.0) if lit else 0.0
-    sky = 0.62 + 0.3 * side * normal[2]
+    sun = light.sunlight * max(slope, 0.0) if lit else 0.0
+    sky = light.skylight * (0.62 + 0.3 * side * normal[2])
     return sun + 0.9 * sky, 0.95 * sun + 0.98 * sky, 0.85 * sun + 1.15 * sky
 
 

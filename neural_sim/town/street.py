@@ -1,57 +1,32 @@
-"""The static world as one mesh: ground, kerbs, houses, trees, lamps."""
+"""The static world as one mesh: ground, houses, trees, lamps, signs, hedges."""
 
 import numpy as np
 import trimesh
 
 from neural_sim.town import materials
-from neural_sim.town.layout import STOREY_M, Building, Layout, Tree
-from neural_sim.town.mesh import Mesh, cylinder, merge, quad, ribbon, uniform, wall
-from neural_sim.town.road import Road
+from neural_sim.town.ground import ground_mesh, plot_wall
+from neural_sim.town.layout import STOREY_M, Building, Hedge, Layout, Sign, Tree
+from neural_sim.town.mesh import Mesh, cylinder, merge, quad, uniform, wall
+from neural_sim.town.network import Network
 
 BAY_M = 2.8
-GROUND_MARGIN_M = 400.0
 LAMP_HEIGHT_M = 6.5
+# Taller trees stand in yards, farther from the cameras, and get coarser crowns.
+FINE_BELOW_M = 7.0
+SIGN_HEIGHT_M, SIGN_RADIUS_M = 2.3, 0.38
 METAL = (0.16, 0.17, 0.18)
 BARK = (0.13, 0.09, 0.06)
 
 
-def street_mesh(road: Road, layout: Layout) -> Mesh:
+def street_mesh(network: Network, layout: Layout) -> Mesh:
     """All that does not move, world frame; the carriageway lies at z = 0."""
-    parts = [_lawn(road), *_road_bands(road)]
+    parts = [ground_mesh(network)]
     parts += [_building_mesh(building) for building in layout.buildings]
     parts += [_tree_mesh(tree) for tree in layout.trees]
     parts += [_lamp_mesh(lamp) for lamp in layout.lamps]
+    parts += [_sign_mesh(sign) for sign in layout.signs]
+    parts += [_hedge_mesh(hedge) for hedge in layout.hedges]
     return merge(parts)
-
-
-def _lawn(road: Road) -> Mesh:
-    low, high = road.xy_m.min(0) - GROUND_MARGIN_M, road.xy_m.max(0) + GROUND_MARGIN_M
-    z = -0.05
-    corners = np.array([[low[0], low[1], z], [high[0], low[1], z], [high[0], high[1], z], [low[0], high[1], z]])
-    return quad(corners, corners[:, :2], materials.GRASS, (0.0, 0.0, 0.0))
-
-
-def _road_bands(road: Road) -> list[Mesh]:
-    """Carriageway, and on both sides kerb face, kerb top, pavement and verge, as ribbons in road coordinates."""
-    section, height = road.section, road.section.kerb_height_m
-    half, inner, outer = section.carriageway_half_width_m, section.pavement_start_m, section.pavement_end_m
-    stone = (0.42, 0.41, 0.38)
-    bands = [_band(road, (half, 0.0), (-half, 0.0), materials.ROAD, stone)]
-    for side in (1.0, -1.0):
-        bands += [
-            _band(road, (side * half, 0.0), (side * half, height), materials.KERB, stone),
-            _band(road, (side * half, height), (side * inner, height), materials.KERB, stone),
-            _band(road, (side * inner, height), (side * outer, height), materials.PAVEMENT, stone),
-            _band(road, (side * outer, height), (side * (section.building_line_m - 0.5), 0.0), materials.GRASS, stone),
-        ]
-    return bands
-
-
-def _band(road: Road, left: tuple[float, float], right: tuple[float, float], material: int, colour: tuple) -> Mesh:
-    """Ribbon between two edges given as (d, z), m; u is s and v is d."""
-    s_m = np.linspace(0.0, road.length_m, int(np.ceil(road.length_m)) + 1)
-    edges = [np.column_stack([road.to_world(s_m, d)[:, :2], np.full(len(s_m), z)]) for d, z in (left, right)]
-    return ribbon(edges[0], edges[1], s_m, (left[0], right[0]), material, colour)
 
 
 def _building_mesh(building: Building) -> Mesh:
@@ -95,7 +70,7 @@ def _tree_mesh(tree: Tree) -> Mesh:
     base, crown_z = np.array([*tree.xy_m, 0.0]), tree.height_m - tree.crown_m
     trunk_top = np.array([*tree.xy_m, crown_z])
     parts = [cylinder(base, trunk_top, 0.09 + 0.06 * tree.crown_m, 7, materials.PLAIN, BARK)]
-    sphere = trimesh.creation.icosphere(subdivisions=2)
+    sphere = trimesh.creation.icosphere(subdivisions=2 if tree.height_m < FINE_BELOW_M else 1)
     for _ in range(3):
         spread = rng.uniform(-0.35, 0.35, 3) * tree.crown_m
         bumps = 1.0 + 0.16 * rng.standard_normal((len(sphere.vertices), 1))
@@ -117,3 +92,23 @@ def _lamp_mesh(lamp: np.ndarray) -> Mesh:
             cylinder(head, end, 0.12, 6, materials.PLAIN, (0.7, 0.7, 0.65)),
         ]
     )
+
+
+def _sign_mesh(sign: Sign) -> Mesh:
+    """A post with a plate that is coloured in front and grey behind."""
+    ahead = np.array([np.cos(sign.yaw_rad), np.sin(sign.yaw_rad), 0.0])
+    foot, up = np.array([*sign.xy_m, 0.0]), np.array([0.0, 0.0, 1.0])
+    post = cylinder(foot, foot + (SIGN_HEIGHT_M + 0.3) * up, 0.035, 6, materials.PLAIN, METAL)
+    aside = np.cross(up, ahead)
+    turn = np.pi / 2 + 2 * np.pi * np.arange(sign.corners) / sign.corners
+    uv = np.stack([np.cos(turn), np.sin(turn)], axis=-1)
+    ring = SIGN_RADIUS_M * (uv[:, :1] * aside + uv[:, 1:] * up) + foot + SIGN_HEIGHT_M * up
+    order = [[0, i, i + 1] for i in range(1, sign.corners - 1)]
+    front = uniform((ring + 0.05 * ahead)[order], uv[order], materials.SIGN, sign.colour)
+    back = uniform((ring + 0.04 * ahead)[order], uv[order], materials.PLAIN, METAL)
+    return merge([post, front, back])
+
+
+def _hedge_mesh(hedge: Hedge) -> Mesh:
+    material = materials.LEAVES if hedge.leafy else materials.PLAIN
+    return plot_wall(hedge.ends_m[0], hedge.ends_m[1], hedge.height_m, material, hedge.colour)

@@ -1,8 +1,9 @@
 """The whole town for one seed: street, traffic, expert drive, cameras, and the true world as a renderer."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,42 +16,45 @@ from neural_sim.frames import R_RIG_FORWARD_CAMERA, interpolate_poses
 from neural_sim.rendering.renderer import RenderRequest
 from neural_sim.road_map import RoadMap
 from neural_sim.road_users import EgoVehicle, Track
+from neural_sim.scenes.scene import Scene
+from neural_sim.town.choreography import make_drives
 from neural_sim.town.config import FIELD_OF_VIEW_DEG, TELE_CAMERA, TownConfig
-from neural_sim.town.expert import EGO_VEHICLE, drive_expert, sample_times_us
+from neural_sim.town.expert import EGO_VEHICLE
 from neural_sim.town.layout import Layout, make_layout
+from neural_sim.town.navigation import navigation_along
+from neural_sim.town.network import Network, make_network
 from neural_sim.town.renderer import TownRenderer
-from neural_sim.town.road import Road, make_road, road_map
-from neural_sim.town.shading import Light
 from neural_sim.town.street import street_mesh
-from neural_sim.town.traffic import Car, make_lead_car, make_oncoming_cars, make_parked_cars, street_length_m
+from neural_sim.town.street_plan import draw_plan
+from neural_sim.town.town_map import town_map
+from neural_sim.town.traffic import Car
+from neural_sim.town.weather import Weather, draw_weather
 from neural_sim.trajectory import Trajectory
 
 CAMERA_X_M, CAMERA_Z_M, CAMERA_SPACING_M = 1.9, 1.45, 0.12
-BEND_PER_M = 0.008
-NAVIGATION_PREVIEW_M = 15.0
-# Each part of the town draws from its own stream, so that one more parked car moves no house.
-STREAMS = ("road", "layout", "lead", "oncoming", "parked", "expert", "sun")
+# Raised whenever the same settings give another town.
+TOWN_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Town:
-    """A street with a drive along it.
+    """Streets with a drive along them.
 
     Attributes:
         config: settings it was built from.
-        road: geometry of the street.
-        layout: what stands beside it.
+        network: the streets.
+        layout: what stands beside them.
         cars: all other road users.
         expert: poses of the rig over the whole drive.
-        light: sun and textures.
+        weather: light and camera exposure.
     """
 
     config: TownConfig
-    road: Road
+    network: Network
     layout: Layout
     cars: tuple[Car, ...]
     expert: Trajectory
-    light: Light
+    weather: Weather
 
     @property
     def ego_vehicle(self) -> EgoVehicle:
@@ -65,7 +69,7 @@ class Town:
     @cached_property
     def road_map(self) -> RoadMap:
         """Lanes, kerbs and carriageway."""
-        return road_map(self.road)
+        return town_map(self.network)
 
     @cached_property
     def cameras(self) -> Mapping[str, Camera]:
@@ -76,43 +80,88 @@ class Town:
     def renderer(self) -> TownRenderer:
         """The true world, with every road user of the town at hand."""
         actors = {car.track.track_id: car.mesh for car in self.cars}
-        return TownRenderer(street_mesh(self.road, self.layout), actors, self.light, self.config.sensor_noise)
+        static = street_mesh(self.network, self.layout)
+        return TownRenderer(static, actors, self.weather, self.config.sensor_noise)
 
     @cached_property
     def navigation(self) -> tuple[NavigationStep, ...]:
-        """Instructions along the expert drive: which way the road bends next."""
-        return _navigation(self.road, self.expert)
+        """Instructions along the expert drive."""
+        return navigation_along(self.network, self.expert)
+
+    def actor_poses(self, t_us: int) -> dict[str, Float[np.ndarray, "4 4"]]:
+        """Box poses by track id of the road users that are there at `t_us` of the recorded drive."""
+        return {track.track_id: pose_at(track.trajectory, t_us) for track in self.tracks if track.is_present(t_us)}
 
     def request(self, camera: Camera, t_us: int) -> RenderRequest:
         """What `camera` saw at `t_us` of the recorded drive."""
-        pose = _pose_at(self.expert, t_us) @ camera.T_rig_camera
-        actors = {track.track_id: _pose_at(track.trajectory, t_us) for track in self.tracks}
-        return RenderRequest(camera, pose, pose, actors, t_us)
+        pose = pose_at(self.expert, t_us) @ camera.T_rig_camera
+        return RenderRequest(camera, pose, pose, self.actor_poses(t_us), t_us)
+
+    def scan(self, t_us: int) -> Float[np.ndarray, "n 4"]:
+        """The lidar sweep at `t_us` of the recorded drive, float32 [N, 4] (x, y, z, intensity), rig frame, m."""
+        return self.renderer.scan(pose_at(self.expert, t_us), self.actor_poses(t_us), t_us)
 
 
 def build_town(config: TownConfig) -> Town:
-    """Build the town of `config`, the same for the same settings. Raises `InputError` for more cars than bays."""
-    rngs = {name: np.random.default_rng([config.seed, i]) for i, name in enumerate(STREAMS)}
-    road = make_road(rngs["road"], street_length_m(config), config.max_curvature_per_m)
-    t_us = sample_times_us(config)
-    lead = make_lead_car(rngs["lead"], road, config, t_us) if config.lead_car else None
-    expert = drive_expert(rngs["expert"], road, config, lead)
-    oncoming = make_oncoming_cars(rngs["oncoming"], road, config, t_us)
-    parked = make_parked_cars(rngs["parked"], road, config, int(t_us[-1]))
-    cars = [drive.car for drive in ([lead] if lead else []) + oncoming] + parked
-    layout = make_layout(rngs["layout"], road)
-    light = Light(_sun(rngs["sun"]), road.section.lane_width_m, config.seed % 1_000_003)
-    return Town(config, road, layout, tuple(cars), expert, light)
+    """Build the town of `config`, the same for the same settings. Raises `InputError` for impossible settings."""
+
+    def stream(name: str, attempt: int = 0) -> np.random.Generator:
+        # Each part of the town draws from its own stream, so that one car more moves no house.
+        return np.random.default_rng([config.seed, zlib.crc32(name.encode()), attempt])
+
+    plan = draw_plan(stream("plan"), config)
+    network = make_network(stream("network"), plan, config)
+    drives = make_drives(stream, network, config)
+    layout = make_layout(stream("layout"), network)
+    return Town(config, network, layout, drives.cars, drives.expert, draw_weather(stream("weather"), config.seed))
 
 
-def town_from_source(source: Mapping[str, Any]) -> Town:
-    """Rebuild the true world behind a clip from its `source`. Raises `InputError` if that is another dataset's."""
-    if source.get("dataset") != "town" or not isinstance(source.get("town"), Mapping):
+def config_from_source(source: Any) -> TownConfig:
+    """Settings of the town behind a clip or scene, from its `source`.
+
+    Raises `InputError` if that is another dataset's, or of a town that another version of this program built.
+    """
+    if not isinstance(source, Mapping):
+        source = {"dataset": source}
+    settings = source.get("town")
+    if source.get("dataset") != "town" or not isinstance(settings, Mapping):
         raise InputError(
             f"the clip is of dataset {source.get('dataset')!r}; expected 'town' with its settings, since only the town "
             "can be rendered as it truly is"
         )
-    return build_town(TownConfig.from_json(source["town"]))
+    if source.get("town_version") != TOWN_VERSION:
+        raise InputError(
+            f"the clip is of version {source.get('town_version')} of the town, but this program builds version "
+            f"{TOWN_VERSION}, where other houses and cars stand; ingest and reconstruct again"
+        )
+    return TownConfig.from_json(settings)
+
+
+def town_from_source(source: Any) -> Town:
+    """Rebuild the true world behind a clip or scene from its `source`; raises as `config_from_source`."""
+    return _cached_town(config_from_source(source))
+
+
+@lru_cache(maxsize=2)
+def _cached_town(config: TownConfig) -> Town:
+    return build_town(config)
+
+
+def require_town(scene: Scene) -> None:
+    """Raise `InputError` when the true world behind a scene cannot be rebuilt; builds nothing."""
+    try:
+        config_from_source(scene.metadata.get("source"))
+    except InputError as error:
+        raise InputError(f"scene {scene.scene_id}: {error}") from error
+
+
+def true_world(scene: Scene) -> TownRenderer:
+    """The world in which a scene was recorded, as a renderer; scene and town share one frame.
+
+    Road users stand where a request puts them. Raises `InputError` when the scene is not of the town.
+    """
+    require_town(scene)
+    return town_from_source(scene.metadata["source"]).renderer
 
 
 def make_camera(name: str, config: TownConfig) -> Camera:
@@ -126,22 +175,8 @@ def make_camera(name: str, config: TownConfig) -> Camera:
     return Camera(name, width, height, focal_px, focal_px, width / 2, height / 2, T_rig_camera)
 
 
-def _pose_at(trajectory: Trajectory, t_us: int) -> Float[np.ndarray, "4 4"]:
+def pose_at(trajectory: Trajectory, t_us: int) -> Float[np.ndarray, "4 4"]:
     """Pose at one time; only the two poses around it are interpolated, which is much faster than `poses_at`."""
     after = int(np.clip(np.searchsorted(trajectory.t_us, t_us), 1, len(trajectory.t_us) - 1))
     pair = slice(after - 1, after + 1)
     return interpolate_poses(trajectory.t_us[pair], trajectory.T_world_rig[pair], np.array([t_us]))[0]
-
-
-def _sun(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
-    azimuth, elevation = rng.uniform(0.0, 2 * np.pi), np.deg2rad(rng.uniform(38.0, 58.0))
-    return np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
-
-
-def _navigation(road: Road, expert: Trajectory) -> tuple[NavigationStep, ...]:
-    s_m = road.to_road(expert.planar[:, :2])[:, 0]
-    curvature = road.curvature_at(s_m + NAVIGATION_PREVIEW_M)
-    kind = np.where(np.abs(curvature) < BEND_PER_M, 0, np.sign(curvature)).astype(int)
-    texts = {0: "go straight on", 1: "follow the road to the left", -1: "follow the road to the right"}
-    starts = [0, *(np.flatnonzero(np.diff(kind)) + 1)]
-    return tuple(NavigationStep(int(expert.t_us[i]), texts[int(kind[i])]) for i in starts)

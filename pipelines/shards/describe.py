@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from neural_sim.errors import InputError
+from pipelines.rollout_table import JobSummary
 from pipelines.shards.index import ShardIndex, read_index
 from pipelines.shards.reader import check_shard, read_example
 from pipelines.shards.writer import UNIT_SUFFIX
@@ -39,10 +40,21 @@ def _facts(index: ShardIndex, origins: Counter[str]) -> list[str]:
         f"{index.examples} examples in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB",
         f"images: {cameras or 'none'}",
         f"speed: mean {statistics.speed_mean_mps:.1f}, {statistics.speed_min:.1f} to {statistics.speed_max:.1f} m/s",
+        "targets: acceleration {:.2f} ± {:.2f} m/s^2, curvature {:.4f} ± {:.4f} 1/m".format(
+            *statistics.acceleration_mps2, *statistics.curvature_per_m
+        ),
         f"recovered: {statistics.recovered} of {index.examples}",
         *(f"from {origin}: {count}" for origin, count in sorted(origins.items())),
-        *(f"{name}: {json.dumps(value)}" for name, value in index.summary.items()),
+        *_summary_lines(index),
     ]
+
+
+def _summary_lines(index: ShardIndex) -> list[str]:
+    """The table of the rollouts, or whatever else the writer of the shards wanted to be known."""
+    try:
+        return JobSummary.from_json(index.summary).table().splitlines()
+    except (KeyError, TypeError):
+        return [f"{name}: {json.dumps(value)}" for name, value in index.summary.items()]
 
 
 def _strangers(folder: Path, index: ShardIndex) -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from neural_sim.errors import InputError
 from neural_sim.simulation.observation import HISTORY_STEPS, PLAN_STEPS
+from vla.policy import ROUTE_POINTS
 
 EXAMPLE_FORMAT_VERSION = 1
 JPEG_QUALITY = 95
@@ -26,6 +27,8 @@ _ARRAY_SHAPES: dict[str, tuple[int | None, ...]] = {
     "plan": (PLAN_STEPS, 3),
     "candidate_distances": (None,),
 }
+_ROUTE_MEMBER = "route.npy"
+_ROUTE_SHAPE = (ROUTE_POINTS, 2)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class ShardExample:
         recovered: whether the plan was blended towards the expert.
         meta: where the example comes from, plain JSON values: `scene_id`, `rollout_index`, `step`, `seed`,
             `policy_hash`, `round`, `source` ("rollout", "clip", ...).
+        route: float32 [20, 2], points (x, y) of the route over 80 m ahead, rig frame at `t_us`, m, NaN after its end;
+            None where it is not known.
+        reasoning: chain-of-causation text for this moment, empty where there is none.
     """
 
     key: str
@@ -58,9 +64,13 @@ class ShardExample:
     candidate_distances: Float[np.ndarray, "k"]
     recovered: bool
     meta: Mapping[str, Any]
+    route: Float[np.ndarray, "20 2"] | None = None
+    reasoning: str = ""
 
     def __post_init__(self) -> None:
         _check_name(self.key, f"example {self.key!r}: key")
+        if self.route is not None:
+            _check_shape(self.route, _ROUTE_SHAPE, f"example {self.key}: route")
         for name, shape in _ARRAY_SHAPES.items():
             _check_array(getattr(self, name), shape, f"example {self.key}: {name}")
         if not self.images or set(self.images) != set(self.image_times_us):
@@ -107,6 +117,8 @@ def encode_example(example: ShardExample) -> dict[str, bytes]:
     the same bytes.
     """
     members = {f"{name}.npy": _encode_array(getattr(example, name)) for name in _ARRAY_SHAPES}
+    if example.route is not None:
+        members[_ROUTE_MEMBER] = _encode_array(example.route)
     for camera, images in example.images.items():
         for i, image in enumerate(images):
             members[f"{camera}.{i}.jpg"] = _encode_jpeg(image)
@@ -117,6 +129,7 @@ def encode_example(example: ShardExample) -> dict[str, bytes]:
         "navigation": example.navigation,
         "recovered": bool(example.recovered),
         "meta": dict(example.meta),
+        **({"reasoning": example.reasoning} if example.reasoning else {}),
     }
     members["meta.json"] = json.dumps(facts, sort_keys=True, allow_nan=False).encode()
     return dict(sorted(members.items()))
@@ -135,6 +148,8 @@ def decode_example(key: str, members: Mapping[str, bytes]) -> ShardExample:
         navigation=str(facts["navigation"]),
         recovered=bool(facts["recovered"]),
         meta=facts["meta"],
+        route=_decode_array(key, _ROUTE_MEMBER, members) if _ROUTE_MEMBER in members else None,
+        reasoning=str(facts.get("reasoning", "")),
         **arrays,
     )
 
@@ -167,12 +182,16 @@ def _check_name(name: str, what: str) -> None:
 
 
 def _check_array(array: np.ndarray, shape: tuple[int | None, ...], what: str) -> None:
+    _check_shape(array, shape, what)
+    if not np.isfinite(array).all():
+        raise InputError(f"{what} is not finite; drop the window it comes from")
+
+
+def _check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str) -> None:
     fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
     if array.dtype != np.float32 or not fits:
         expected = [n or "K" for n in shape]
         raise InputError(f"{what} is {array.dtype} {list(array.shape)}, expected float32 {expected}")
-    if not np.isfinite(array).all():
-        raise InputError(f"{what} is not finite; drop the window it comes from")
 
 
 def _encode_array(array: np.ndarray) -> bytes:

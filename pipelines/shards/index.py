@@ -9,8 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from neural_sim.errors import InputError
+from neural_sim.simulation.observation import PLAN_STEPS
 from pipelines.shards.example import SAFE_NAME, ShardExample
+from vla.action_space import plan_to_actions
 
 INDEX_NAME = "index.json"
 INDEX_FORMAT_VERSION = 1
@@ -46,6 +50,8 @@ class ExampleStatistics:
         recovered: how many were blended towards the expert.
         speed_sum, speed_square_sum: of the speed at the observation, m/s and m^2/s^2.
         speed_min, speed_max: m/s; 0 where there are no examples.
+        acceleration_sum, acceleration_square_sum: over the 64 steps of every target, m/s^2 and m^2/s^4.
+        curvature_sum, curvature_square_sum: likewise, 1/m and 1/m^2.
     """
 
     examples: int = 0
@@ -54,12 +60,22 @@ class ExampleStatistics:
     speed_square_sum: float = 0.0
     speed_min: float = 0.0
     speed_max: float = 0.0
+    acceleration_sum: float = 0.0
+    acceleration_square_sum: float = 0.0
+    curvature_sum: float = 0.0
+    curvature_square_sum: float = 0.0
 
     @staticmethod
     def of(example: ShardExample) -> "ExampleStatistics":
         """Statistics of one example."""
         speed = example.speed_mps
-        return ExampleStatistics(1, int(example.recovered), speed, speed * speed, speed, speed)
+        actions = plan_to_actions(torch.from_numpy(example.target)[None], torch.tensor([speed]))[0].double()
+        acceleration, curvature = actions.sum(0).tolist()
+        acceleration_square, curvature_square = actions.square().sum(0).tolist()
+        return ExampleStatistics(
+            1, int(example.recovered), speed, speed * speed, speed, speed, acceleration, acceleration_square, curvature,
+            curvature_square,
+        )  # fmt: skip
 
     def merged(self, other: "ExampleStatistics") -> "ExampleStatistics":
         """Statistics of both sets together."""
@@ -72,6 +88,10 @@ class ExampleStatistics:
             self.speed_square_sum + other.speed_square_sum,
             min(self.speed_min, other.speed_min),
             max(self.speed_max, other.speed_max),
+            self.acceleration_sum + other.acceleration_sum,
+            self.acceleration_square_sum + other.acceleration_square_sum,
+            self.curvature_sum + other.curvature_sum,
+            self.curvature_square_sum + other.curvature_square_sum,
         )
 
     @property
@@ -82,8 +102,22 @@ class ExampleStatistics:
     @property
     def speed_std_mps(self) -> float:
         """Standard deviation of the speed over the examples, m/s."""
-        mean_square = self.speed_square_sum / max(self.examples, 1)
-        return math.sqrt(max(mean_square - self.speed_mean_mps**2, 0.0))
+        return _mean_and_std(self.speed_sum, self.speed_square_sum, self.examples)[1]
+
+    @property
+    def acceleration_mps2(self) -> tuple[float, float]:
+        """Mean and standard deviation of the acceleration in the targets (unicycle actions at 10 Hz), m/s^2."""
+        return _mean_and_std(self.acceleration_sum, self.acceleration_square_sum, PLAN_STEPS * self.examples)
+
+    @property
+    def curvature_per_m(self) -> tuple[float, float]:
+        """Mean and standard deviation of the curvature in the targets (unicycle actions at 10 Hz), 1/m."""
+        return _mean_and_std(self.curvature_sum, self.curvature_square_sum, PLAN_STEPS * self.examples)
+
+
+def _mean_and_std(total: float, square_total: float, count: int) -> tuple[float, float]:
+    mean = total / max(count, 1)
+    return mean, math.sqrt(max(square_total / max(count, 1) - mean**2, 0.0))
 
 
 @dataclass(frozen=True)
@@ -128,6 +162,11 @@ class ShardIndex:
             "image_shapes": dict(self.image_shapes),
             "speed_mean_mps": self.statistics.speed_mean_mps,
             "speed_std_mps": self.statistics.speed_std_mps,
+            "actions": {
+                "mean": [self.statistics.acceleration_mps2[0], self.statistics.curvature_per_m[0]],
+                "std": [self.statistics.acceleration_mps2[1], self.statistics.curvature_per_m[1]],
+                "units": ["m/s^2", "1/m"],
+            },
             "statistics": asdict(self.statistics),
             "summary": dict(self.summary),
             "shards": [asdict(shard) for shard in self.shards],

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 from neural_sim.errors import InputError
 from pipelines.shards.example import SAFE_NAME, ShardExample, ShardExampleFacts, decode_example, decode_facts
 from pipelines.shards.index import ShardFile, common_image_shapes, read_index
-from vla.policy import TrainingBatch
+from vla.policy import ROUTE_POINTS, TrainingBatch
 
 Decoded = TypeVar("Decoded")
 
@@ -102,7 +103,17 @@ def stack_examples(examples: Sequence[ShardExample], weights: Sequence[float] | 
         navigation=tuple(example.navigation for example in examples),
         target=np.stack([example.target for example in examples]),
         weight=np.asarray(weights if weights is not None else np.ones(len(examples)), np.float32),
+        reasoning=tuple(texts) if any(texts := [example.reasoning for example in examples]) else None,
+        route=_stacked_routes(examples),
     )
+
+
+def _stacked_routes(examples: Sequence[ShardExample]) -> Float[np.ndarray, "b 20 2"] | None:
+    """Routes of the examples, all NaN where one has none; None when no example has one."""
+    if all(example.route is None for example in examples):
+        return None
+    unknown = np.full((ROUTE_POINTS, 2), np.nan, np.float32)
+    return np.stack([unknown if example.route is None else example.route for example in examples])
 
 
 def _members(blocks: bytes) -> tuple[str, dict[str, bytes]]:

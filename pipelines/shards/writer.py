@@ -137,6 +137,20 @@ def finalize(folder: Path, units: Sequence[str], summary: Mapping[str, Any]) -> 
     return index
 
 
+def move_unit(unit: str, source: Path, target: Path) -> None:
+    """Move a finished unit from one folder to another, its record last; what lies at `target` is replaced.
+
+    Does nothing when it is not in `source`, as after an interrupted move that reached its end.
+    """
+    record = _sidecar(source, unit)
+    if not record.is_file():
+        return
+    _forget_unit(target, unit)
+    for shard in _shards_of(_read_sidecar(record), record):
+        (source / shard.name).replace(target / shard.name)
+    record.replace(_sidecar(target, unit))
+
+
 class _OpenPart:
     """A tar being written: counts bytes, hashes them, remembers where each example starts."""
 

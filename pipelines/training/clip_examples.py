@@ -8,7 +8,9 @@ from jaxtyping import Float, Int, UInt8
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.errors import InputError
 from neural_sim.frames import planar_to_local
+from neural_sim.road_map import corridor_map
 from neural_sim.simulation.observation import HISTORY_STEP_US, HISTORY_STEPS, PLAN_STEP_US, PLAN_STEPS, ImageFormat
+from neural_sim.simulation.route import Route, RouteConfig, make_route
 from neural_sim.trajectory import Trajectory
 from pipelines.shards.example import ShardExample, safe_name
 from pipelines.training.images import resize_image
@@ -17,6 +19,7 @@ MAX_FRAME_AGE_US = 250_000
 """A frame may be this much older than the time it stands for, us."""
 MAX_POSE_GAP_US = 500_000
 """Ego poses farther apart than this are not interpolated across, us."""
+_CORRIDOR_HALF_WIDTH_M = 2.0
 
 
 def clip_examples(clip: Clip, images: ImageFormat, stride_us: int) -> Iterator[ShardExample]:
@@ -24,7 +27,8 @@ def clip_examples(clip: Clip, images: ImageFormat, stride_us: int) -> Iterator[S
 
     A window stands at the time of a frame of the first camera. It exists only where the clip has the whole history
     and the whole 6.4 s horizon, without gaps in the ego poses, and recent frames of every camera. Each frame is the
-    latest at or before the time it stands for.
+    latest at or before the time it stands for. The route is that of the closed loop with its default settings: the
+    recorded path, drawn to the lanes where the clip has a recorded map.
 
     Args:
         clip: the recorded drive.
@@ -38,8 +42,9 @@ def clip_examples(clip: Clip, images: ImageFormat, stride_us: int) -> Iterator[S
         if name not in clip.cameras:
             raise InputError(f"clip {clip.clip_id}: no camera {name}; it has {', '.join(sorted(clip.cameras))}")
     pixels = _ResizedFrames(clip, images)
+    route = make_route(clip.ego, clip.road_map or corridor_map(clip.ego, _CORRIDOR_HALF_WIDTH_M), RouteConfig())
     for number, t_us in enumerate(window_times(clip, images, stride_us)):
-        yield _example(clip, images, pixels, number, int(t_us))
+        yield _example(clip, images, pixels, route, number, int(t_us))
 
 
 def window_times(clip: Clip, images: ImageFormat, stride_us: int) -> Int[np.ndarray, "n"]:
@@ -115,7 +120,9 @@ def _has_frames(clip: Clip, images: ImageFormat, t_us: int) -> bool:
     return True
 
 
-def _example(clip: Clip, images: ImageFormat, pixels: _ResizedFrames, number: int, t_us: int) -> ShardExample:
+def _example(
+    clip: Clip, images: ImageFormat, pixels: _ResizedFrames, route: Route, number: int, t_us: int
+) -> ShardExample:
     indices = {
         name: frame_indices(clip.cameras[name], t_us, images.num_frames, images.frame_interval_us)
         for name in images.cameras
@@ -141,4 +148,5 @@ def _example(clip: Clip, images: ImageFormat, pixels: _ResizedFrames, number: in
             "policy_hash": "",
             "round": 0,
         },
+        route=route.waypoints(clip.ego.planar_at(np.array([t_us])))[0].astype(np.float32),
     )

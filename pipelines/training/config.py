@@ -95,8 +95,12 @@ class TrainingConfig:
     """Processes on this machine; 0 for one per CUDA device, or one on the CPU. `torchrun` and `deepspeed` set their
     own number."""
 
+    loader_workers: int = 0
+    """Processes per training process that decode examples, for large images and many cameras; 0 decodes in threads.
+    The examples and their order are the same for any number."""
+
     loader_threads: int = 2
-    """Threads per process that decode examples."""
+    """Threads per process that decode examples where `loader_workers` is 0."""
 
     prefetch: int = 4
     """Micro-batches per process that are decoded ahead."""
@@ -125,7 +129,7 @@ class TrainingConfig:
         for name in ("learning_rate", "lora_alpha", "stall_s"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in ("vision_lr_scale", "language_lr_scale", "lora_lr_scale", "expert_lr_scale", "warmup_steps",
-                     "weight_decay", "gradient_clip", "num_processes"):  # fmt: skip
+                     "weight_decay", "gradient_clip", "num_processes", "loader_workers"):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("final_lr_scale", 0 <= self.final_lr_scale <= 1, "a share of the peak, 0 to 1")
         self._require("zero_stage", self.zero_stage in (0, 1, 2, 3), "0, 1, 2 or 3")

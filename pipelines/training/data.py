@@ -4,16 +4,20 @@ Which examples a step sees depends on nothing but the seed and the step (`pipeli
 has the same number of steps by construction.
 """
 
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import torch
 
+from pipelines.processes import die_with_parent
 from pipelines.shards.reader import stack_examples
 from pipelines.training.config import TrainingConfig
 from pipelines.training.order import ExampleOrder
@@ -45,8 +49,26 @@ def generator_seed(seed: int, step: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """Makes a micro-batch from nothing but its place, in whichever thread or process."""
+
+    source: ExampleSource
+    order: ExampleOrder
+    batch_size: int
+    micro_batch_size: int
+
+    def __call__(self, step: int, index: int) -> tuple[tuple[str, ...], TrainingBatch]:
+        """Names and examples of micro-batch `index` of `step`. Raises `InputError` on a broken example."""
+        start = step * self.batch_size + index * self.micro_batch_size
+        numbers = self.order.at(np.arange(start, start + self.micro_batch_size))
+        examples = [self.source.read(int(number)) for number in numbers]
+        keys = tuple(example.key for example in examples)
+        return keys, stack_examples(examples, self.source.weights(numbers).tolist())
+
+
 class Loader:
-    """Micro-batches of one process from `first_step` on, decoded ahead in threads.
+    """Micro-batches of one process from `first_step` on, decoded ahead, in their order whoever decodes them.
 
     Process `rank` of `world_size` takes micro-batches rank, rank + world_size, ... of each step.
     """
@@ -54,10 +76,18 @@ class Loader:
     def __init__(
         self, source: ExampleSource, config: TrainingConfig, seed: int, rank: int, world_size: int, first_step: int
     ) -> None:
-        self._source, self._config = source, config
-        self._order = ExampleOrder(source.kept, config.source_weights, seed, config.steps * config.batch_size)
+        self._config = config
+        order = ExampleOrder(source.kept, config.source_weights, seed, config.steps * config.batch_size)
+        decoder = Decoder(source, order, config.batch_size, config.micro_batch_size)
         self._rank, self._world_size, self._first_step = rank, world_size, first_step
-        self._pool = ThreadPoolExecutor(config.loader_threads, thread_name_prefix="decode")
+        self._pool: Executor
+        if config.loader_workers:
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(config.loader_workers, context, _start_decoding, (decoder,))
+            self._work = _decode
+        else:
+            self._pool = ThreadPoolExecutor(config.loader_threads, thread_name_prefix="decode")
+            self._work = decoder
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +100,7 @@ class Loader:
     def __iter__(self) -> Iterator[MicroBatch]:
         waiting: deque[tuple[int, int, Future[tuple[tuple[str, ...], TrainingBatch]]]] = deque()
         for step, index in self._schedule():
-            waiting.append((step, index, self._pool.submit(self._decode, step, index)))
+            waiting.append((step, index, self._pool.submit(self._work, step, index)))
             if len(waiting) > self._config.prefetch:
                 yield _finished(*waiting.popleft())
         while waiting:
@@ -81,12 +111,20 @@ class Loader:
             for round_index in range(self._config.accumulation(self._world_size)):
                 yield step, round_index * self._world_size + self._rank
 
-    def _decode(self, step: int, index: int) -> tuple[tuple[str, ...], TrainingBatch]:
-        start = step * self._config.batch_size + index * self._config.micro_batch_size
-        numbers = self._order.at(np.arange(start, start + self._config.micro_batch_size))
-        examples = [self._source.read(int(number)) for number in numbers]
-        keys = tuple(example.key for example in examples)
-        return keys, stack_examples(examples, self._source.weights(numbers).tolist())
+
+_decoders: list[Decoder] = []
+"""The decoder of this process, where it was started to decode."""
+
+
+def _start_decoding(decoder: Decoder) -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _decoders[:] = [decoder]
+
+
+def _decode(step: int, index: int) -> tuple[tuple[str, ...], TrainingBatch]:
+    return _decoders[0](step, index)
 
 
 def _finished(step: int, index: int, future: Future[tuple[tuple[str, ...], TrainingBatch]]) -> MicroBatch:

@@ -15,7 +15,7 @@ from pipelines.training.ranks import Ranks
 
 logger = logging.getLogger("roadloop")
 
-PHASES = ("start", "data", "forward and backward", "optimiser step", "average", "save", "export")
+PHASES = ("start", "data", "forward and backward", "optimiser step", "average", "save", "evaluate", "export")
 """What a process does, in order within a step; in `data` and `start` it waits for no other process."""
 
 
@@ -45,12 +45,14 @@ def stall_report(beats: list[Beat], stall_s: float) -> str | None:
     """What is wrong when nothing has moved for `stall_s` seconds, one line; None when all is well.
 
     A process that gives no sign of life is named first. Otherwise the ones that are least far in step and phase: the
-    others wait for them in a collective.
+    others wait for them in a collective. An evaluation takes as long as it takes, while the others wait.
     """
     silent = [beat for beat in beats if beat.silent_s > stall_s]
     if silent:
         longest = max(beat.silent_s for beat in silent)
         return f"no sign of life for {longest:.0f} s from {_listed(silent)}; it is stopped, or its host is unreachable"
+    if any(PHASES[beat.phase] == "evaluate" for beat in beats):
+        return None
     waited_s = min(beat.in_phase_s for beat in beats)
     if waited_s <= stall_s:
         return None

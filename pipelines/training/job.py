@@ -8,7 +8,7 @@ from typing import Any
 
 from neural_sim.artifacts import write_json
 from neural_sim.errors import InputError
-from pipelines.config import config_from_mapping, config_to_mapping
+from pipelines.config import CheckpointEvaluation, config_from_mapping, config_to_mapping
 from pipelines.shards.index import common_image_shapes, read_index
 from pipelines.shards.reader import check_shard
 from pipelines.training.config import TrainingConfig
@@ -17,7 +17,8 @@ from vla.checkpoint import policy_hash, read_policy_config
 from vla.errors import PolicyError
 
 _WITHOUT_EFFECT_ON_THE_RESULT = (
-    "num_processes", "loader_threads", "prefetch", "save_every", "keep", "log_every", "stall_s", "wandb_project",
+    "num_processes", "loader_workers", "loader_threads", "prefetch", "save_every", "keep", "log_every", "stall_s",
+    "wandb_project",
 )  # fmt: skip
 _ONLY_ROUNDING = ("zero_stage", "offload", "gradient_checkpointing")
 
@@ -33,6 +34,7 @@ class TrainingJob:
         config: optimisation.
         seed: of the order of examples, of the noise in the loss, and of new weights.
         device: "cpu" or "cuda".
+        evaluation: how checkpoints are evaluated on the way, which changes nothing of the result; None for not at all.
     """
 
     policy: Path
@@ -41,6 +43,7 @@ class TrainingJob:
     config: TrainingConfig
     seed: int
     device: str
+    evaluation: CheckpointEvaluation | None = None
 
     @property
     def work(self) -> Path:
@@ -51,6 +54,11 @@ class TrainingJob:
     def steps(self) -> Path:
         """Folder beside `out` with the checkpoints saved on the way, `step_NNNNNNNN`."""
         return self.out.with_name(f"{self.out.name}.steps")
+
+    @property
+    def report(self) -> Path:
+        """Folder beside `out` with the report on its checkpoints."""
+        return self.out.with_name(f"{self.out.name}.report")
 
     def identity(self) -> dict[str, Any]:
         """Everything that the result depends on, plain JSON values; two runs with the same may share a resume state."""

@@ -31,7 +31,7 @@ from vla.training_modes import apply_training_mode
 
 logger = logging.getLogger("roadloop")
 
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(minutes=3)
 _PROBE_BYTES = 16 * 2**20
 _GB = 1e9
 

@@ -20,7 +20,7 @@ from vla.errors import PolicyError
 
 Answer = TypeVar("Answer")
 
-JOIN_TIMEOUT = timedelta(minutes=2)
+JOIN_TIMEOUT = timedelta(minutes=5)
 _POLL = timedelta(seconds=30)
 
 

@@ -11,7 +11,7 @@ from neural_sim.errors import InputError
 from pipelines.shards.example import ShardExample
 from pipelines.shards.index import ShardFile, read_index
 from pipelines.shards.reader import read_example, read_facts
-from pipelines.training.weighting import ExampleFacts, SampleWeighting
+from pipelines.training.weighting import ExampleFacts, SampleWeighting, WeightingConfig
 from vla.policy import PLAN_STEPS
 
 MAX_EXAMPLES_FOR_STATISTICS = 4096
@@ -25,7 +25,7 @@ class ExampleSource:
     """
 
     def __init__(self, folders: Sequence[Path], weighting: SampleWeighting | None = None) -> None:
-        """Read the indices, and where there is a `weighting` the facts of every example; no image is decoded.
+        """Read the indices, and where examples have weights or there is a `weighting`, their facts; no image is decoded.
 
         Raises `InputError` when a folder is unsound or the weighting gives a weight that is not finite.
         """
@@ -34,6 +34,8 @@ class ExampleSource:
             (index.folder, shard) for index in indices for shard in index.shards
         ]
         self._ends = np.cumsum([0, *(shard.examples for _, shard in self._shards)])[1:]
+        if weighting is None and any(index.summary.get("weighted_examples") for index in indices):
+            weighting = WeightingConfig()
         weights = np.ones(len(self)) if weighting is None else _checked(weighting.weights(self.facts()))
         kept = weights > 0
         # Of mean 1 over what is drawn, so that the learning rate keeps its meaning.

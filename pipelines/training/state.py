@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from neural_sim.artifacts import atomic_folder, write_json
 from neural_sim.errors import InputError
 from pipelines.config import differences
+from pipelines.provenance import source_commit
 from pipelines.training.checkpoints import step_name
 from pipelines.training.engine import MOMENTS, TrainingEngine, whole_shape
 
@@ -92,7 +93,7 @@ def save_state(
         for moment in MOMENTS:
             save_file(engine.whole_tensors(moment, keep=True), partial / f"{moment}.safetensors")
         record = {"format_version": STATE_FORMAT_VERSION, "step": step, "job": identity, "layout": layout}
-        write_json(partial / "state.json", record)
+        write_json(partial / "state.json", {**record, "commit": source_commit()})
 
 
 def load_weights(policy: nn.Module, work: Path, step: int, is_first: bool, device: str) -> dict[str, Tensor]:

@@ -5,13 +5,16 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from neural_sim.errors import InputError
+from pipelines.config import CheckpointEvaluation
 from pipelines.device import resolve_device
 from pipelines.training.config import TrainingConfig
+from pipelines.training.evaluation import check_evaluation, evaluate_result
 from pipelines.training.job import TrainingJob, check_job
 from pipelines.training.launch import launch
 from pipelines.training.preflight import check_machines
@@ -31,6 +34,7 @@ def train(
     seed: int,
     device: str = "auto",
     resume: bool = True,
+    evaluation: CheckpointEvaluation | None = None,
 ) -> Path:
     """Train the policy in `policy_folder` on `shards` with DeepSpeed and write the result to `out`.
 
@@ -47,6 +51,7 @@ def train(
         device: "auto", "cpu" or "cuda".
         resume: continue from the resume states that a stopped run of the same job left beside `out`; otherwise
             delete them and whatever lies at `out`.
+        evaluation: evaluate checkpoints on the way, in one report at `OUT.report/`; None for not at all.
 
     Returns:
         `out`.
@@ -56,15 +61,17 @@ def train(
             or a loss that is not finite.
         RuntimeError: a process died; running the same call again resumes.
     """
-    job = _job(policy_folder, shards, out, config, seed, device)
+    job = replace(_job(policy_folder, shards, out, config, seed, device), evaluation=evaluation)
     ranks = Ranks.from_environment()
     world_size = ranks.world_size if ranks.is_launched else _num_processes(config, job.device)
     quiet_followers(ranks)
     # Each machine reads its own copy of the shards, or its own mount.
     ranks.together("check", lambda: check_job(job, world_size) if ranks.local_rank == 0 else None)
-    if ranks.first("plan", lambda: _is_done(job, world_size, resume)):
-        return out
-    run_worker(job, ranks) if ranks.is_launched else launch(job, world_size, job.work)
+    ranks.first("check evaluation", lambda: check_evaluation(job))
+    if not ranks.first("plan", lambda: _is_done(job, world_size, resume)):
+        run_worker(job, ranks) if ranks.is_launched else launch(job, world_size, job.work)
+    if ranks.is_first:
+        evaluate_result(job)
     return out
 
 
@@ -121,6 +128,6 @@ def _is_done(job: TrainingJob, world_size: int, resume: bool) -> bool:
 
 
 def _forget(job: TrainingJob) -> None:
-    for folder in (job.work, job.steps, job.out):
+    for folder in (job.work, job.steps, job.report, job.out):
         if folder.exists():
             shutil.rmtree(folder)

@@ -28,6 +28,11 @@ class ExampleFacts:
     recovered: Bool[np.ndarray, "n"]
     meta: tuple[dict[str, Any], ...]
 
+    @property
+    def given(self) -> Float[np.ndarray, "n"]:
+        """Weight that the rollouts gave each example, 1 where they gave none."""
+        return np.array([float(each.get("weight", 1.0)) for each in self.meta])
+
 
 class SampleWeighting(Protocol):
     """Judges examples before training."""
@@ -39,11 +44,16 @@ class SampleWeighting(Protocol):
 
 @dataclass(frozen=True)
 class WeightingConfig:
-    """Weights of examples in the loss, products of the factors below; all off by default."""
+    """Weights of examples in the loss: what the rollouts gave them (`rollout.quality.full_weight_s`), times the factors
+    below; all off by default."""
 
     round_decay: float = 1.0
     """Factor for every round that an example is older than the newest of its kind; 0 keeps the newest round only.
     Recorded drives are of no round and keep their weight."""
+
+    max_age_rounds: int | None = None
+    """Examples more than so many rounds older than the newest are dropped; 0 keeps the newest round only. Recorded
+    drives are of no round and stay."""
 
     max_distance_m: float = 0.0
     """Examples whose best sampled plan was farther than this from the expert (d^g) are dropped, m; 0 keeps all."""
@@ -60,6 +70,8 @@ class WeightingConfig:
                 raise InputError(f"training weighting.{name}: found {getattr(self, name)!r}, expected 0 or more")
         if not 0 <= self.round_decay <= 1:
             raise InputError(f"training weighting.round_decay: found {self.round_decay!r}, expected 0 to 1")
+        if self.max_age_rounds is not None and self.max_age_rounds < 0:
+            raise InputError(f"training weighting.max_age_rounds: found {self.max_age_rounds}, expected 0 or more")
 
     @property
     def is_off(self) -> bool:
@@ -69,7 +81,9 @@ class WeightingConfig:
     def weights(self, facts: ExampleFacts) -> Float[np.ndarray, "n"]:
         """See `SampleWeighting.weights`."""
         age = np.where(facts.round > 0, facts.round.max(initial=0) - facts.round, 0)
-        weights = np.power(self.round_decay, age) * np.where(facts.recovered, self.recovery_weight, 1.0)
+        weights = facts.given * np.power(self.round_decay, age) * np.where(facts.recovered, self.recovery_weight, 1.0)
+        if self.max_age_rounds is not None:
+            weights = np.where(age > self.max_age_rounds, 0.0, weights)
         if self.distance_scale_m:
             weights = weights * np.exp(-facts.distance_m / self.distance_scale_m)
         if self.max_distance_m:

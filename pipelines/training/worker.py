@@ -17,6 +17,7 @@ from pipelines.processes import die_with_parent, exclusive
 from pipelines.training.checkpoints import require_disk, training_mode
 from pipelines.training.data import Loader, MicroBatch, generator_seed
 from pipelines.training.engine import TrainingEngine, start_distributed
+from pipelines.training.evaluation import evaluate_saved, is_due
 from pipelines.training.export import export, save
 from pipelines.training.figures import peak_memory_gb
 from pipelines.training.heartbeat import Heartbeat
@@ -72,6 +73,8 @@ def _train(job: TrainingJob, deepspeed: Any, ranks: Ranks, first_step: int, hear
         load_optimizer(engine, exact, job.work, first_step, ranks.is_first, job.device)
     if ranks.is_first:
         _announce(job, table, source.num_kept, first_step, ranks)
+    # A run killed during an evaluation finishes it first; one that is in the report costs nothing.
+    _evaluate(job, ranks, first_step, heartbeat)
     _run_steps(job, engine, source, ranks, first_step, heartbeat)
     heartbeat.enter(job.config.steps, "export")
     export(job, engine, table, ranks, time.monotonic() - started_s)
@@ -124,6 +127,14 @@ def _run_steps(
                 heartbeat.enter(step + 1, "save")
                 save(job, engine, ranks, step + 1, sum(losses) / len(losses))
                 losses.clear()
+                _evaluate(job, ranks, step + 1, heartbeat)
+
+
+def _evaluate(job: TrainingJob, ranks: Ranks, step: int, heartbeat: Heartbeat) -> None:
+    """Let the first process evaluate the checkpoint after `step` steps if it is due; the others wait without limit."""
+    if is_due(job, step):
+        heartbeat.enter(step, "evaluate")
+        ranks.first(f"evaluate {step}", lambda: evaluate_saved(job, step))
 
 
 def _run_step(

@@ -11,7 +11,8 @@ from pathlib import Path
 from neural_sim.artifacts import atomic_file
 
 KERNELS = Path(__file__).parent
-SOURCES = (*sorted(KERNELS.glob("*.py")), KERNELS.parent / "views.py", KERNELS.parent / "harmonics.py")
+SHARED = ("views.py", "harmonics.py", "motion.py")
+SOURCES = (*sorted(KERNELS.glob("*.py")), *(KERNELS.parent / name for name in SHARED))
 
 
 def discard_stale_kernels(sources: tuple[Path, ...] = SOURCES, cache: Path = KERNELS / "__pycache__") -> bool:

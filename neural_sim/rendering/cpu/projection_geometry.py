@@ -6,36 +6,10 @@ import numpy as np
 from numba import njit
 
 from neural_sim.rendering.cpu.layout import HALF, INLINE, ONE
-from neural_sim.rendering.views import BLUR_PX2, JACOBIAN_MARGIN
+from neural_sim.rendering.views import BLUR_PX2
 
 # Float32, so that float32 stays float32; with float64 operands they do not matter.
 TWO, BLUR = np.float32(2.0), np.float32(BLUR_PX2)
-# Columns of the view vector.
-FX, FY, CX, CY, U_LOW, U_HIGH, V_LOW, V_HIGH, EYE_X, EYE_Y, EYE_Z, WIDTH, HEIGHT = range(13)
-
-
-def view_vector(T_camera_world: np.ndarray, intrinsics: np.ndarray, width_px: int, height_px: int) -> np.ndarray:
-    """Camera as one float64 vector: intrinsics, limits of the Jacobian, camera centre in the world, image size."""
-    fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
-    margin_u, margin_v = JACOBIAN_MARGIN * 0.5 * width_px / fx, JACOBIAN_MARGIN * 0.5 * height_px / fy
-    eye = -T_camera_world[:3, :3].T @ T_camera_world[:3, 3]
-    limits = [
-        -cx / fx - margin_u,
-        (width_px - cx) / fx + margin_u,
-        -cy / fy - margin_v,
-        (height_px - cy) / fy + margin_v,
-    ]
-    return np.array([fx, fy, cx, cy, *limits, *eye, width_px, height_px], np.float64)
-
-
-@njit(**INLINE)
-def camera_point(means: np.ndarray, i: int, pose: np.ndarray) -> tuple[float, float, float]:
-    """(x / z, y / z, z) of a mean in the camera frame."""
-    x, y, z = float(means[i, 0]), float(means[i, 1]), float(means[i, 2])
-    depth = pose[2, 0] * x + pose[2, 1] * y + pose[2, 2] * z + pose[2, 3]
-    u = (pose[0, 0] * x + pose[0, 1] * y + pose[0, 2] * z + pose[0, 3]) / depth
-    v = (pose[1, 0] * x + pose[1, 1] * y + pose[1, 2] * z + pose[1, 3]) / depth
-    return u, v, depth
 
 
 @njit(**INLINE)
@@ -97,15 +71,15 @@ def footprint_axes(rows: tuple, rotation: tuple, scales: tuple) -> tuple:
 
 
 @njit(**INLINE)
-def covariance_and_determinant(axes: tuple) -> tuple[float, float, float, float]:
-    """Blurred covariance (a, b, c) px^2 and its determinant, summed from squares so that nothing cancels."""
+def covariance_and_determinants(axes: tuple) -> tuple[float, float, float, float, float]:
+    """Blurred covariance (a, b, c) px^2, its determinant, and that before the blur; sums of squares never cancel."""
     m00, m01, m02, m10, m11, m12 = axes
     a, c = m00 * m00 + m01 * m01 + m02 * m02, m10 * m10 + m11 * m11 + m12 * m12
     b = m00 * m10 + m01 * m11 + m02 * m12
     minor_0, minor_1, minor_2 = m00 * m11 - m01 * m10, m00 * m12 - m02 * m10, m01 * m12 - m02 * m11
     # Cauchy-Binet: det(M M^T) is the sum of the squared 2x2 minors of M.
-    determinant = minor_0 * minor_0 + minor_1 * minor_1 + minor_2 * minor_2 + BLUR * (a + c + BLUR)
-    return a + BLUR, b, c + BLUR, determinant
+    sharp = minor_0 * minor_0 + minor_1 * minor_1 + minor_2 * minor_2
+    return a + BLUR, b, c + BLUR, sharp + BLUR * (a + c + BLUR), sharp
 
 
 @njit(**INLINE)

@@ -10,8 +10,18 @@ import numpy as np
 from numba import njit
 
 from neural_sim.rendering.cpu.elementary import exp, log2
-from neural_sim.rendering.cpu.layout import INLINE, JIT, LOG2_255, ONE, WHITEN, ZERO
+from neural_sim.rendering.cpu.exposure import camera_point, expose
+from neural_sim.rendering.cpu.layout import HALF, INLINE, JIT, LOG2_255, ONE, WHITEN, ZERO
+from neural_sim.rendering.cpu.lens import depth_if_seen, image_jacobian, image_point
 from neural_sim.rendering.cpu.projection_geometry import (
+    covariance_and_determinants,
+    footprint_axes,
+    misses,
+    projection_rows,
+    rotation_from_quaternion,
+)
+from neural_sim.rendering.cpu.view_vector import (
+    ANTIALIAS,
     CX,
     CY,
     FX,
@@ -22,11 +32,6 @@ from neural_sim.rendering.cpu.projection_geometry import (
     V_HIGH,
     V_LOW,
     WIDTH,
-    covariance_and_determinant,
-    footprint_axes,
-    misses,
-    projection_rows,
-    rotation_from_quaternion,
 )
 from neural_sim.rendering.views import ALPHA_MIN, COVARIANCE_MAX_PX2, NEAR_M, QUATERNION_NORM_MIN
 
@@ -35,11 +40,13 @@ LANES = 128
 # what the record takes over, and 1 where the Gaussian is drawn.
 L_U, L_V, L_Z, L_OPACITY, L_LOG2, L_REST, L_S0, L_S1, L_S2 = (i * LANES for i in range(9))
 L_OFFSET_X, L_OFFSET_Y, L_X, L_Y, L_P, L_R, L_K, L_REACH_X, L_REACH_Y, L_KEEP = (i * LANES for i in range(9, 19))
-LANE_ROWS = 19
+# Of a lens or a shutter that needs each Gaussian on its own: centre px, J R row by row, ray from the camera centre.
+L_MEAN_X, L_MEAN_Y, L_B, L_RAY = 19 * LANES, 20 * LANES, 21 * LANES, 27 * LANES
+LANE_ROWS = 30
 
 NEAR, INFINITY = np.float32(NEAR_M), np.float32(math.inf)
 OPACITY_MIN, LEVEL_0 = np.float32(ALPHA_MIN), np.float32(LOG2_255)
-COVARIANCE_MAX, NORM_MIN = np.float32(COVARIANCE_MAX_PX2), np.float32(QUATERNION_NORM_MIN)
+COVARIANCE_MAX, NORM_MIN, SHARP_MIN = np.float32(COVARIANCE_MAX_PX2), np.float32(QUATERNION_NORM_MIN), np.float32(1e-30)
 WHITEN_1, WHITEN_2 = np.float32(WHITEN), np.float32(WHITEN * WHITEN)
 
 
@@ -92,10 +99,34 @@ def store_footprint(lanes: np.ndarray, j: int, a: float, b: float, c: float, det
     lanes[L_REACH_X + j], lanes[L_REACH_Y + j] = math.sqrt(reach2 * a), math.sqrt(reach2 * c)
 
 
+@njit(**INLINE)
+def finish_lane(
+    lanes: np.ndarray, j: int, quaternions: np.ndarray, rows: tuple, mean_x: float, mean_y: float, view: np.ndarray
+) -> None:
+    """Footprint of lane `j` from `rows`, J R row by row, and whether it is drawn around (mean_x, mean_y) px."""
+    qx, qy, qz, qw = quaternions[j, 0], quaternions[j, 1], quaternions[j, 2], quaternions[j, 3]
+    norm = math.sqrt(qx * qx + qy * qy + qz * qz + qw * qw)
+    inverse = ONE / norm
+    rotation = rotation_from_quaternion(qx * inverse, qy * inverse, qz * inverse, qw * inverse)
+    scales = (lanes[L_S0 + j], lanes[L_S1 + j], lanes[L_S2 + j])
+    a, b, c, determinant, sharp = covariance_and_determinants(footprint_axes(rows, rotation, scales))
+    # Computed for every lane, since a branch would stop the vector units; without anti-aliasing the share is 1.
+    share = np.float32(max(sharp / determinant, SHARP_MIN)) if view[ANTIALIAS] > ZERO else ONE
+    opacity = lanes[L_OPACITY + j] * math.sqrt(share)
+    lanes[L_LOG2 + j] += HALF * log2(share)
+    store_footprint(lanes, j, a, b, c, determinant)
+    lanes[L_X + j], lanes[L_Y + j] = mean_x, mean_y
+    depth = lanes[L_Z + j]
+    sound = (depth >= NEAR) & (depth < INFINITY) & (opacity >= OPACITY_MIN) & (norm > NORM_MIN)
+    sound = sound & (norm < INFINITY) & (a < COVARIANCE_MAX) & (c < COVARIANCE_MAX) & (determinant < INFINITY)
+    hit = ~misses(mean_x, lanes[L_REACH_X + j], view[WIDTH]) & ~misses(mean_y, lanes[L_REACH_Y + j], view[HEIGHT])
+    lanes[L_KEEP + j] = lanes[L_KEEP + j] if sound & hit else ZERO
+
+
 @njit(**JIT)
 def project_lanes(quaternions: np.ndarray, pose: np.ndarray, view: np.ndarray, lanes: np.ndarray) -> None:
-    """Footprints in the image, and which lanes are drawn; `pose` [3, 4] and `view` are float32."""
-    fx, fy, cx, cy, width, height = view[FX], view[FY], view[CX], view[CY], view[WIDTH], view[HEIGHT]
+    """Footprints in a pinhole image, and which lanes are drawn; `pose` [4, 4] and `view` are float32."""
+    fx, fy, cx, cy = view[FX], view[FY], view[CX], view[CY]
     u_low, u_high, v_low, v_high = view[U_LOW], view[U_HIGH], view[V_LOW], view[V_HIGH]
     r00, r01, r02 = pose[0, 0], pose[0, 1], pose[0, 2]
     r10, r11, r12 = pose[1, 0], pose[1, 1], pose[1, 2]
@@ -104,17 +135,62 @@ def project_lanes(quaternions: np.ndarray, pose: np.ndarray, view: np.ndarray, l
     for j in range(len(quaternions)):
         u, v, z = lanes[L_U + j], lanes[L_V + j], lanes[L_Z + j]
         mean_x, mean_y = fx * u + cx + lanes[L_OFFSET_X + j], fy * v + cy + lanes[L_OFFSET_Y + j]
-        qx, qy, qz, qw = quaternions[j, 0], quaternions[j, 1], quaternions[j, 2], quaternions[j, 3]
-        norm = math.sqrt(qx * qx + qy * qy + qz * qz + qw * qw)
-        inverse = ONE / norm
-        rotation = rotation_from_quaternion(qx * inverse, qy * inverse, qz * inverse, qw * inverse)
         u, v = min(max(u, u_low), u_high), min(max(v, v_low), v_high)
         rows = projection_rows(rotation_camera, fx / z, fy / z, u, v)
-        scales = (lanes[L_S0 + j], lanes[L_S1 + j], lanes[L_S2 + j])
-        a, b, c, determinant = covariance_and_determinant(footprint_axes(rows, rotation, scales))
-        store_footprint(lanes, j, a, b, c, determinant)
-        lanes[L_X + j], lanes[L_Y + j] = mean_x, mean_y
-        sound = (z >= NEAR) & (z < INFINITY) & (lanes[L_OPACITY + j] >= OPACITY_MIN) & (norm > NORM_MIN)
-        sound = sound & (norm < INFINITY) & (a < COVARIANCE_MAX) & (c < COVARIANCE_MAX) & (determinant < INFINITY)
-        hit = ~misses(mean_x, lanes[L_REACH_X + j], width) & ~misses(mean_y, lanes[L_REACH_Y + j], height)
-        lanes[L_KEEP + j] = lanes[L_KEEP + j] if sound & hit else ZERO
+        finish_lane(lanes, j, quaternions, rows, mean_x, mean_y, view)
+
+
+@njit(**JIT)
+def locate_lanes(
+    means: np.ndarray,
+    owners: np.ndarray,
+    start: int,
+    end: int,
+    knots: np.ndarray,
+    view: np.ndarray,
+    lanes: np.ndarray,
+    pose: np.ndarray,
+    times: np.ndarray,
+) -> bool:
+    """Depth, centre, J R and ray of the Gaussians `start` to `end`, each through the lens at its own time.
+
+    False if the lens sees none of them. `owners` is empty when all are in frame 0; `pose` [3, 4] is scratch.
+    """
+    ahead = 0
+    for i in range(start, end):
+        j, frame = i - start, owners[i] if len(owners) else 0
+        time, _ = expose(means, i, knots, frame, view, pose)
+        x, y, z = camera_point(means, i, pose)
+        depth = depth_if_seen(view, x, y, z)
+        lanes[L_Z + j] = depth
+        if not depth > 0.0:
+            lanes[L_Z + j] = -ONE
+            continue
+        ahead += 1
+        if len(times):
+            times[i] = time
+        lanes[L_MEAN_X + j], lanes[L_MEAN_Y + j] = image_point(view, x, y, z)
+        j00, j01, j02, j10, j11, j12 = image_jacobian(view, x, y, z, True)
+        for column in range(3):
+            r0, r1, r2 = pose[0, column], pose[1, column], pose[2, column]
+            lanes[L_B + column * LANES + j] = j00 * r0 + j01 * r1 + j02 * r2
+            lanes[L_B + (column + 3) * LANES + j] = j10 * r0 + j11 * r1 + j12 * r2
+            # The camera centre in the frame of the Gaussian is -R^T t.
+            lanes[L_RAY + column * LANES + j] = means[i, column] + r0 * pose[0, 3] + r1 * pose[1, 3] + r2 * pose[2, 3]
+    return ahead > 0
+
+
+@njit(**JIT)
+def footprint_lanes(quaternions: np.ndarray, view: np.ndarray, lanes: np.ndarray) -> None:
+    """Footprints of located lanes, and which are drawn; `view` is float32."""
+    for j in range(len(quaternions)):
+        rows = (
+            lanes[L_B + j],
+            lanes[L_B + LANES + j],
+            lanes[L_B + 2 * LANES + j],
+            lanes[L_B + 3 * LANES + j],
+            lanes[L_B + 4 * LANES + j],
+            lanes[L_B + 5 * LANES + j],
+        )
+        mean_x, mean_y = lanes[L_MEAN_X + j] + lanes[L_OFFSET_X + j], lanes[L_MEAN_Y + j] + lanes[L_OFFSET_Y + j]
+        finish_lane(lanes, j, quaternions, rows, mean_x, mean_y, view)

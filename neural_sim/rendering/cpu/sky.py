@@ -27,30 +27,67 @@ def texel_and_fraction(coordinate: float, size: int) -> tuple[int, int, float]:
     return first, min(first + 1, size - 1), position - first
 
 
+@njit(**JIT)
+def blend_pixel(
+    image: np.ndarray, i: int, j: int, rgb: np.ndarray, opacity: np.ndarray, sky: np.ndarray, ray: tuple
+) -> None:
+    """Write pixel (i, j): rgb + (1 - opacity) times the sky along world-frame `ray`, clipped; no sky along zero."""
+    x, y, z = ray
+    rest, size = ONE - opacity[i, j], sky.shape[1]
+    if x == 0.0 and y == 0.0 and z == 0.0:
+        rest, z = ZERO, 1.0
+    face, s, t = face_coordinates(x, y, z)
+    left, right, a = texel_and_fraction(s, size)
+    top, bottom, b = texel_and_fraction(t, size)
+    for channel in range(3):
+        upper = sky[face, top, left, channel] * (1.0 - a) + sky[face, top, right, channel] * a
+        lower = sky[face, bottom, left, channel] * (1.0 - a) + sky[face, bottom, right, channel] * a
+        value = rgb[i, j, channel] + rest * np.float32(upper * (1.0 - b) + lower * b)
+        image[i, j, channel] = min(max(value, ZERO), ONE)
+
+
+@njit(**JIT)
+def turned(rotation: np.ndarray, u: float, v: float, w: float) -> tuple[float, float, float]:
+    """`rotation` [3, 3] or [4, 4] times (u, v, w)."""
+    return (
+        rotation[0, 0] * u + rotation[0, 1] * v + rotation[0, 2] * w,
+        rotation[1, 0] * u + rotation[1, 1] * v + rotation[1, 2] * w,
+        rotation[2, 0] * u + rotation[2, 1] * v + rotation[2, 2] * w,
+    )
+
+
 @njit(**PARALLEL)
 def add_sky(
     rgb: np.ndarray, opacity: np.ndarray, sky: np.ndarray, intrinsics: np.ndarray, rotation: np.ndarray
 ) -> np.ndarray:
-    """Image [H, W, 3] = rgb + (1 - opacity) sky, clipped to 0..1.
+    """Image [H, W, 3] = rgb + (1 - opacity) sky, clipped to 0..1, of a pinhole camera.
 
     `sky` float32 [6, S, S, 3], `intrinsics` [3, 3] px, `rotation` [3, 3] camera to world.
     """
     height, width = opacity.shape
-    image, size = np.empty((height, width, 3), np.float32), sky.shape[1]
+    image = np.empty((height, width, 3), np.float32)
     for i in prange(height):
         v = (i + 0.5 - intrinsics[1, 2]) / intrinsics[1, 1]
         for j in range(width):
-            rest = ONE - opacity[i, j]
             u = (j + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
-            x = rotation[0, 0] * u + rotation[0, 1] * v + rotation[0, 2]
-            y = rotation[1, 0] * u + rotation[1, 1] * v + rotation[1, 2]
-            z = rotation[2, 0] * u + rotation[2, 1] * v + rotation[2, 2]
-            face, s, t = face_coordinates(x, y, z)
-            left, right, a = texel_and_fraction(s, size)
-            top, bottom, b = texel_and_fraction(t, size)
-            for channel in range(3):
-                upper = sky[face, top, left, channel] * (1.0 - a) + sky[face, top, right, channel] * a
-                lower = sky[face, bottom, left, channel] * (1.0 - a) + sky[face, bottom, right, channel] * a
-                value = rgb[i, j, channel] + rest * np.float32(upper * (1.0 - b) + lower * b)
-                image[i, j, channel] = min(max(value, ZERO), ONE)
+            blend_pixel(image, i, j, rgb, opacity, sky, turned(rotation, u, v, 1.0))
+    return image
+
+
+@njit(**PARALLEL)
+def add_sky_along(
+    rgb: np.ndarray, opacity: np.ndarray, sky: np.ndarray, rays: np.ndarray, poses: np.ndarray, by_rows: bool
+) -> np.ndarray:
+    """As `add_sky`, through any lens and shutter: `rays` [H, W, 3] in the camera frame, zero where there is no sky,
+    and `poses` [L, 4, 4] camera to world of every row or column, or [1, 4, 4] for all of them.
+    """
+    height, width = opacity.shape
+    image = np.empty((height, width, 3), np.float32)
+    for i in prange(height):
+        for j in range(width):
+            # The loop's index is unsigned, and numba makes a float of it beside a signed one.
+            line = np.int64(i) if by_rows else j
+            line = line if len(poses) > 1 else 0
+            u, v, w = float(rays[i, j, 0]), float(rays[i, j, 1]), float(rays[i, j, 2])
+            blend_pixel(image, i, j, rgb, opacity, sky, turned(poses[line], u, v, w))
     return image

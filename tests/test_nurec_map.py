@@ -1,0 +1,181 @@
+"""Road maps inside NuRec archives: lane tables, OpenDRIVE, and which of them is taken."""
+
+import contextlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_clip import make_map
+from synthetic_scene import make_scene
+from test_nurec_scene import rewrite
+
+from neural_sim.errors import InputError
+from neural_sim.maps.nurec_tables import map_folder, parse_lane_tables
+from neural_sim.maps.opendrive_writer import encode_opendrive
+from neural_sim.scenes.archive import member_names, read_members, write_archive
+from neural_sim.scenes.nurec_scene import read_nurec_scene
+from neural_sim.scenes.storage import read_scene, world_origin, write_scene
+
+
+def table(rows):
+    buffer = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def points(*xyz):
+    return [dict(zip("xyz", map(float, point), strict=True)) for point in xyz]
+
+
+def lane_row(name, start, end, use_types=(), speed_limit="25 mph"):
+    left = points((start, 1.75, 0), ((start + end) / 2, 1.75, 0), (end, 1.75, 0))
+    right = points((start, -1.75, 0), (end, -1.75, 0))
+    rails = {"left_rail": left, "right_rail": right, "use_types": list(use_types), "speed_limit": speed_limit}
+    return {"key": {"map_id": name, "clip_id": "c"}, "lane": rails, "version": 1}
+
+
+KEY = {"clip_id": "c"}
+
+
+def make_tables():
+    following = {"key": {"kind": "NEXT_LANE"}, "association": {"subjects": ["1"], "objects": ["2", "gone"]}}
+    before = {"key": {"kind": "PREVIOUS_LANE"}, "association": {"subjects": ["2"], "objects": ["1"]}}
+    rows = [lane_row("1", 0, 20), lane_row("2", 20, 40, speed_limit="fast"), lane_row("3", 0, 20, ["BICYCLE"])]
+    return {
+        "lane": table(rows),
+        "association": table([following, before]),
+        "road_boundary": table([{"key": KEY, "road_boundary": {"location": points((0, 3, 0), (40, 3, 0))}}]),
+        "intersection_area": table(
+            [{"key": KEY, "intersection_area": {"location": points((20, -9, 0), (40, -9, 0), (40, 9, 0), (20, 9, 0))}}]
+        ),
+    }
+
+
+def test_lane_tables():
+    road_map = parse_lane_tables(make_tables(), "scene")
+    first, second = road_map.lanes
+    assert (first.lane_id, second.lane_id) == ("1", "2")
+    np.testing.assert_allclose(first.centerline_m[[0, -1]], [[0, 0, 0], [20, 0, 0]], atol=1e-12)
+    assert first.width_m == pytest.approx(3.5)
+    assert first.successors == ("2",)
+    assert (first.speed_limit_mps, second.speed_limit_mps) == (pytest.approx(11.176), None)
+    assert (first.is_junction, second.is_junction) == (False, True)
+    np.testing.assert_array_equal(road_map.road_edges_m[0], [[0, 3], [40, 3]])
+    assert road_map.drivable.area == pytest.approx(20 * 3.5 + 20 * 18)
+    assert road_map.source == "recorded"
+
+
+def test_lanes_alone_are_enough():
+    road_map = parse_lane_tables({"lane": make_tables()["lane"]}, "scene")
+    assert [lane.successors for lane in road_map.lanes] == [(), ()]
+    assert road_map.road_edges_m == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"no table", "lane.parquet is not a readable table"),
+        ([lane_row("1", 0, 20, ["BICYCLE"])], "no lane for cars"),
+        ([{"key": {"map_id": "1"}, "lane": {"left_rail": points((0, 0, 0))}}], "row 0: left_rail: 1 points, expected"),
+        ([{"key": {"map_id": "1"}, "lane": {"left_rail": [{"x": 1.0}]}}], "row 0: left_rail: not a list of x, y, z"),
+        ([{"key": {"map_id": "1"}, "lane": {"left_rail": points((0, 0, 0), (float("nan"), 0, 0))}}], "finite numbers"),
+        ([{"other": 1}], "row 0: left_rail: not a list"),
+    ],
+)
+def test_malformed_lane_tables(rows, message):
+    with pytest.raises(InputError, match=message):
+        parse_lane_tables({"lane": rows if isinstance(rows, bytes) else table(rows)}, "scene")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_tables_give_one_error(data):
+    tables = make_tables()
+    name = data.draw(st.sampled_from(sorted(tables)))
+    content = bytearray(tables[name])
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    tables[name] = bytes(content[: data.draw(st.integers(0, len(content)))])
+    with contextlib.suppress(InputError):
+        parse_lane_tables(tables, "scene")
+
+
+def test_folders_are_looked_for_in_the_order_of_alpasim():
+    assert map_folder(["clipgt/lane.parquet", "map_data/lane.parquet"]) == "map_data"
+    assert map_folder(["fastmap/lane.parquet", "clipgt/lane.parquet", "clipgt/clip.parquet"]) == "clipgt"
+    assert map_folder(["map_data/dw_lane.parquet"]) is None
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A scene with a recorded map, without roadloop's own members."""
+    scene = replace(make_scene(), road_map=make_map())
+    path = tmp_path / "s.usdz"
+    write_scene(scene, path)
+    rewrite(path)
+    return scene, path
+
+
+def with_members(path, changes):
+    """Replace members, drop those that are None, add new ones."""
+    members = read_members(path, member_names(path), "")
+    write_archive(path, [(name, content) for name, content in (members | changes).items() if content is not None])
+
+
+def test_our_map_comes_back_as_opendrive(foreign):
+    scene, path = foreign
+    back = read_scene(path).road_map
+    assert back.source == "recorded"
+    shift = world_origin(scene.expert)
+    for written, read in zip(scene.road_map.lanes, back.lanes, strict=True):
+        np.testing.assert_allclose(read.centerline_m[[0, -1]], written.centerline_m[[0, -1]] - shift, atol=1e-5)
+    assert back.lanes[0].successors == (back.lanes[1].lane_id,)
+
+
+def test_a_corridor_is_not_written_as_a_map(tmp_path):
+    write_scene(make_scene(), tmp_path / "s.usdz")
+    assert "map.xodr" not in member_names(tmp_path / "s.usdz")
+
+
+def test_lane_tables_win_and_follow_the_world(foreign):
+    _, path = foreign
+    with_members(path, {f"clipgt/{name}.parquet": content for name, content in make_tables().items()})
+    np.testing.assert_allclose(read_nurec_scene(path).road_map.lanes[0].centerline_m[-1], [20, 0, 0], atol=1e-12)
+    rig = read_members(path, ["rig_trajectories.json"], "")["rig_trajectories.json"]
+    turned = b'"world_to_nre": {"matrix": [[0,-1,0,1],[1,0,0,2],[0,0,1,3],[0,0,0,1]]}, "T_world_base"'
+    start, end = rig.index(b'"world_to_nre"'), rig.index(b'"T_world_base"')
+    with_members(path, {"rig_trajectories.json": rig[:start] + turned + rig[end + len(b'"T_world_base"') :]})
+    np.testing.assert_allclose(read_nurec_scene(path).road_map.lanes[0].centerline_m[-1], [1, 22, 3], atol=1e-12)
+
+
+def test_fast_maps_are_put_on_the_ground(foreign):
+    scene, path = foreign
+    raised = [lane_row("1", 0, 20)]
+    for rail in (raised[0]["lane"]["left_rail"], raised[0]["lane"]["right_rail"]):
+        rail[:] = [{**point, "z": 50.0} for point in rail]
+    with_members(path, {"map.xodr": None, "fastmap/lane.parquet": table(raised)})
+    ground_z = scene.ground.vertices_m[:, 2] - world_origin(scene.expert)[2]
+    assert np.abs(read_nurec_scene(path).road_map.lanes[0].centerline_m[:, 2]).max() <= np.abs(ground_z).max() + 1e-6
+
+
+def test_without_a_map_there_is_a_corridor_and_a_note(foreign):
+    _, path = foreign
+    with_members(path, {"map.xodr": None})
+    scene = read_nurec_scene(path)
+    assert scene.road_map.source == "derived"
+    assert any("corridor" in note for note in scene.metadata["approximations"])
+
+
+def test_damaged_maps_are_named(foreign):
+    _, path = foreign
+    with_members(path, {"map.xodr": encode_opendrive(make_map(), np.zeros(3), "x")[:500]})
+    with pytest.raises(InputError, match=r"s.usdz: map.xodr: not XML"):
+        read_nurec_scene(path)
+    with_members(path, {"map_data/lane.parquet": b"PAR1"})
+    with pytest.raises(InputError, match=r"s.usdz: map_data: lane.parquet is not a readable table"):
+        read_nurec_scene(path)
