@@ -7,7 +7,6 @@ Writing the scene and reading it happen in processes of their own, so that the p
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -117,8 +116,10 @@ def street(count: int, seed: int) -> Scene:
 
 
 def _peak_gib() -> float:
-    """Peak resident memory of this process so far; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Peak resident memory of this program so far; unlike `getrusage` it does not begin with that of the parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak_kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak_kib) / 2**20
 
 
 def _arguments() -> argparse.Namespace:

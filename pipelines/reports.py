@@ -58,12 +58,17 @@ def refuse_incomparable(first: ReadReport, second: ReadReport, but_for: Collecti
     names = ("format_version", "scenes", "rollouts", "protocol", "conditions")
     old, new = ({name: report.summary.get(name) for name in names} for report in (first, second))
     allowed = (*_HARMLESS, *but_for)
-    changed = [line for line in differences(old, new) if not line.split(": ")[0].startswith(allowed)]
+    changed = [line for line in differences(old, new) if not _is_below(line.split(": ")[0], allowed)]
     if changed:
         raise InputError(
             f"{first.folder} and {second.folder} cannot be compared: {'; '.join(changed[:5])}"
             f"{f'; and {len(changed) - 5} more' if len(changed) > 5 else ''}; evaluate both the same way"
         )
+
+
+def _is_below(name: str, fields: Collection[str]) -> bool:
+    """Whether a dotted field is one of `fields` or lies below one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def changed_baselines(first: ReadReport, second: ReadReport) -> list[str]:

@@ -43,7 +43,7 @@ def test_broken_image_is_named(clip, tmp_path):
     (tmp_path / "half.png").write_bytes(frames.paths[3].read_bytes()[:200])
     paths = (*frames.paths[:3], tmp_path / "half.png", *frames.paths[4:])
     broken = replace(clip, cameras={"front": replace(frames, paths=paths)})
-    with pytest.raises(InputError, match="frame 3 .* does not decode"):
+    with pytest.raises(InputError, match=r"frame 3 .* does not decode"):
         reconstruct(broken, TINY, seed=0)
 
 

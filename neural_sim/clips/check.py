@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Float
 
+from neural_sim.clips.array_errors import NPY_ERRORS
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.errors import InputError
 from neural_sim.frames import wrap_angle
@@ -159,7 +160,7 @@ def _lidar_problems(clip: Clip) -> Iterator[str]:
     for t_us, path in clip.lidar_paths.items():
         try:
             sweep = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except NPY_ERRORS as error:
             yield f"lidar sweep at {t_us} us ({path}): not a readable .npy file ({error}); restore it"
             continue
         if sweep.ndim != 2 or sweep.shape[1] != 4 or sweep.dtype != np.float32:

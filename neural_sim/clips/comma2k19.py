@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy.spatial.transform import Rotation
 
 from neural_sim.cameras import Camera
+from neural_sim.clips.array_errors import NPY_ERRORS
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.clips.finishing import cover, finish_clip, trajectory_from_poses, with_local_world
 from neural_sim.clips.frame_selection import choose_cameras, select_frames
@@ -68,7 +69,7 @@ def read_array(path: Path, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
     try:
         with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False).astype(np.float64)
-    except (ValueError, OSError, EOFError, TypeError, MemoryError) as error:
+    except NPY_ERRORS as error:
         raise InputError(f"{path}: not a whole array of numbers ({error}); restore it") from error
     fits = array.ndim == len(shape) and all(w in (-1, n) for w, n in zip(shape, array.shape, strict=True))
     if not fits or not np.isfinite(array).all():

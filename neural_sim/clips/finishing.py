@@ -1,6 +1,7 @@
 """The last steps that all readers share: time range, local world, smoothing on request, checks, resizing, writing."""
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -33,14 +34,22 @@ def finish_clip(clip: Clip, options: IngestOptions, out: Path) -> Clip:
         logger.info("ingest: %s: %s", clip.clip_id, change)
     require_sound(clip, decode_images=True)
     if options.scale == 1.0 or not clip.cameras:
-        write_clip(clip, out)
-        return read_clip(out)
+        return _written(clip, out)
     with tempfile.TemporaryDirectory() as folder:
         resized = {
             name: resize_frames(frames, options.scale, Path(folder) / name) for name, frames in clip.cameras.items()
         }
-        write_clip(replace(clip, cameras=resized), out)
-    return read_clip(out)
+        return _written(replace(clip, cameras=resized), out)
+
+
+def _written(clip: Clip, out: Path) -> Clip:
+    """The clip as read back from `out`, which is not left there when it does not read."""
+    write_clip(clip, out)
+    try:
+        return read_clip(out)
+    except InputError:
+        shutil.rmtree(out)
+        raise
 
 
 def refuse_camera_options(options: IngestOptions, what: str) -> None:

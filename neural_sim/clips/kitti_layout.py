@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image
 
+from neural_sim.cameras import Camera
 from neural_sim.errors import InputError
 
 CAMERA_FOLDERS = ("image_0", "image_1", "image_2", "image_3")
@@ -144,3 +146,37 @@ def _parse_row(text: str, columns: int, where: str, what: str) -> Float[np.ndarr
     if len(row) != columns or not np.isfinite(row).all():
         raise InputError(f"{where}: found {len(row)} values, expected {columns} finite ones ({what}); restore the file")
     return row
+
+
+def rectified_camera(
+    name: str,
+    projection: Float[np.ndarray, "3 4"],
+    image_path: Path,
+    T_rig_cam0: Float[np.ndarray, "4 4"],
+    where: str,
+) -> Camera:
+    """A rectified camera from its projection matrix P, as large as the image at `image_path`; `where` holds P.
+
+    Raises `InputError` when the image does not open, or the matrix is none of a camera.
+    """
+    try:
+        with Image.open(image_path) as image:
+            width_px, height_px = image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{image_path}: the image does not decode ({error}); restore the file") from error
+    T_cam0_camera = np.eye(4)
+    try:
+        # P = K [I | t] maps rectified camera 0 coordinates, so the camera sits at -t.
+        T_cam0_camera[:3, 3] = -np.linalg.solve(projection[:, :3], projection[:, 3])
+    except np.linalg.LinAlgError as error:
+        raise InputError(f"{where}: the projection of camera {name} cannot be inverted; restore the file") from error
+    return Camera(
+        name=name,
+        width_px=width_px,
+        height_px=height_px,
+        fx_px=float(projection[0, 0]),
+        fy_px=float(projection[1, 1]),
+        cx_px=float(projection[0, 2]) + 0.5,
+        cy_px=float(projection[1, 2]) + 0.5,
+        T_rig_camera=T_rig_cam0 @ T_cam0_camera,
+    )

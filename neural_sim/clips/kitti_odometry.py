@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.clips.finishing import finish_clip
 from neural_sim.clips.frame_selection import select_frames
@@ -19,6 +17,7 @@ from neural_sim.clips.kitti_layout import (
     KittiSequence,
     available_sequences,
     read_sequence,
+    rectified_camera,
     require_images,
 )
 from neural_sim.clips.options import IngestOptions
@@ -136,25 +135,8 @@ def _camera_names(sequence: KittiSequence, options: IngestOptions) -> tuple[str,
 
 def _frames(sequence: KittiSequence, name: str, kept: np.ndarray, T_rig_cam0: np.ndarray) -> CameraFrames:
     paths = require_images(sequence, name, kept)
-    try:
-        with Image.open(paths[0]) as image:
-            width_px, height_px = image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{paths[0]}: the image does not decode ({error}); restore the file") from error
-    projection = sequence.projections[name]
-    T_cam0_camera = np.eye(4)
-    # P = K [I | t] maps rectified cam0 coordinates, so the camera sits at -t.
-    T_cam0_camera[:3, 3] = -np.linalg.solve(projection[:, :3], projection[:, 3])
-    camera = Camera(
-        name=name,
-        width_px=width_px,
-        height_px=height_px,
-        fx_px=float(projection[0, 0]),
-        fy_px=float(projection[1, 1]),
-        cx_px=float(projection[0, 2]) + 0.5,
-        cy_px=float(projection[1, 2]) + 0.5,
-        T_rig_camera=T_rig_cam0 @ T_cam0_camera,
-    )
+    where = str(sequence.folder / "calib.txt")
+    camera = rectified_camera(name, sequence.projections[name], paths[0], T_rig_cam0, where)
     return CameraFrames(camera, sequence.t_us[kept], paths)
 
 

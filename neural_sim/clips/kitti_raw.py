@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 
 from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip
@@ -19,6 +18,7 @@ from neural_sim.clips.finishing import (
     with_local_world,
 )
 from neural_sim.clips.frame_selection import choose_cameras, select_frames
+from neural_sim.clips.kitti_layout import rectified_camera
 from neural_sim.clips.kitti_raw_layout import (
     imu_poses,
     matrix,
@@ -132,24 +132,7 @@ def _cameras(
 def _camera(drive: Path, name: str, image_path: Path, T_cam0_rig: Float[np.ndarray, "4 4"]) -> Camera:
     path = drive.parent / "calib_cam_to_cam.txt"
     projection = matrix(read_calibration(path), f"P_rect_{name[-2:]}", (3, 4), str(path))
-    try:
-        with Image.open(image_path) as image:
-            width_px, height_px = image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{image_path}: the image does not decode ({error}); restore the file") from error
-    T_cam0_camera = np.eye(4)
-    # P = K [I | t] maps rectified camera 0 coordinates, so the camera sits at -t.
-    T_cam0_camera[:3, 3] = -np.linalg.solve(projection[:, :3], projection[:, 3])
-    return Camera(
-        name=name,
-        width_px=width_px,
-        height_px=height_px,
-        fx_px=float(projection[0, 0]),
-        fy_px=float(projection[1, 1]),
-        cx_px=float(projection[0, 2]) + 0.5,
-        cy_px=float(projection[1, 2]) + 0.5,
-        T_rig_camera=invert_pose(T_cam0_rig) @ T_cam0_camera,
-    )
+    return rectified_camera(name, projection, image_path, invert_pose(T_cam0_rig), str(path))
 
 
 def _within(frames: CameraFrames, ego: Trajectory) -> CameraFrames:

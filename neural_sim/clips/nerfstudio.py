@@ -133,7 +133,10 @@ def _undo_applied(pose: Float[np.ndarray, "4 4"], value: Mapping[str, Any], wher
     if "applied_transform" not in value:
         return pose
     applied = _matrix(value["applied_transform"], 3, f"{where}: applied_transform")
-    return np.linalg.inv(applied) @ pose
+    try:
+        return np.linalg.inv(applied) @ pose
+    except np.linalg.LinAlgError as error:
+        raise InputError(f"{where}: applied_transform cannot be inverted; mend the file") from error
 
 
 def _matrix(value: Any, at_least_rows: int, where: str) -> Float[np.ndarray, "4 4"]:

@@ -57,7 +57,8 @@ def use_fast_hash_grids(model: torch.nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, HashEncoding):
-            vars(module)["pytorch_fwd"] = _fast(module, module.pytorch_fwd)
+            slow: Any = module.pytorch_fwd
+            vars(module)["pytorch_fwd"] = _fast(module, slow)
 
 
 def _fast(module: Any, slow: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -5,6 +5,7 @@ Values are pre-activation, quaternions wxyz, higher harmonics (`f_rest_*`) chann
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 
 from neural_sim.artifacts import atomic_file
+from neural_sim.clips.array_errors import NPY_ERRORS
 from neural_sim.errors import InputError
 from neural_sim.gaussians import Gaussians
 
@@ -98,7 +100,7 @@ def read_sky(path: Path) -> Float[torch.Tensor, "6 s s 3"] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             sky = arrays["sky_cubemap"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (*NPY_ERRORS, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: no sky_cubemap in a whole .npz ({error}); export the sky again") from error
     if sky.ndim != 4 or sky.shape[0] != 6 or sky.shape[1] != sky.shape[2] or sky.shape[3] != 3:
         raise InputError(f"{path}: sky_cubemap is {list(sky.shape)}, expected [6, S, S, 3]; export the sky again")

@@ -36,6 +36,81 @@ def sum_pairs(
                     totals[i - first, column] += pairs[slot, column]
 
 
+@njit(**JIT)
+def pinhole_block_backward(
+    parameters: tuple,
+    gradients: tuple,
+    first: int,
+    last: int,
+    owners: np.ndarray,
+    knots: np.ndarray,
+    view: np.ndarray,
+    records: np.ndarray,
+    visible: np.ndarray,
+    totals: np.ndarray,
+    g_offset: np.ndarray,
+    g_knots: np.ndarray,
+    scratch: np.ndarray,
+) -> None:
+    """Add the gradients of Gaussians `first` to `last`, whose pair gradients are summed in `totals`.
+
+    A loop of its own around the one call: inside a larger one it is not inlined, and handing over ten arrays costs as
+    much as the arithmetic.
+    """
+    frame = 0
+    pose, g_pose = knots[0, 0], g_knots[0, 0]
+    for i in range(first, last):
+        if not visible[i]:
+            continue
+        if len(owners) and owners[i] != frame:
+            frame = owners[i]
+            pose, g_pose = knots[0, frame], g_knots[0, frame]
+        project_one_backward(
+            parameters, gradients, i, pose, view, records, totals, i - first, g_offset, g_pose, scratch
+        )
+
+
+@njit(**JIT)
+def located_block_backward(
+    parameters: tuple,
+    gradients: tuple,
+    first: int,
+    last: int,
+    owners: np.ndarray,
+    knots: np.ndarray,
+    view: np.ndarray,
+    times: np.ndarray,
+    records: np.ndarray,
+    visible: np.ndarray,
+    totals: np.ndarray,
+    g_offset: np.ndarray,
+    g_knots: np.ndarray,
+    scratch: np.ndarray,
+    poses: np.ndarray,
+) -> None:
+    """As `pinhole_block_backward`, through any lens, each Gaussian at its own time; `poses` [2, 3, 4] is scratch."""
+    for i in range(first, last):
+        if not visible[i]:
+            continue
+        frame, time = owners[i] if len(owners) else 0, times[i] if len(knots) > 1 else 0.0
+        located_one_backward(
+            parameters,
+            gradients,
+            i,
+            frame,
+            knots,
+            time,
+            view,
+            records,
+            totals,
+            i - first,
+            g_offset,
+            g_knots,
+            scratch,
+            poses,
+        )
+
+
 @njit(**PARALLEL)
 def project_backward(
     parameters: tuple,
@@ -64,42 +139,40 @@ def project_backward(
         for first in range(start, end, BLOCK):
             last = min(first + BLOCK, end)
             sum_pairs(pairs, slots, slot_range, visible, first, last, totals)
-            for i in range(first, last):
-                if not visible[i]:
-                    continue
-                row, frame = i - first, owners[i] if len(owners) else 0
-                if one_by_one:
-                    time = times[i] if len(knots) > 1 else 0.0
-                    located_one_backward(
-                        parameters,
-                        gradients,
-                        i,
-                        frame,
-                        knots,
-                        time,
-                        view,
-                        records,
-                        totals,
-                        row,
-                        g_offset,
-                        g_chunk,
-                        scratch,
-                        poses,
-                    )
-                else:
-                    project_one_backward(
-                        parameters,
-                        gradients,
-                        i,
-                        knots[0, frame],
-                        view,
-                        records,
-                        totals,
-                        row,
-                        g_offset,
-                        g_chunk[0, frame],
-                        scratch,
-                    )
+            if one_by_one:
+                located_block_backward(
+                    parameters,
+                    gradients,
+                    first,
+                    last,
+                    owners,
+                    knots,
+                    view,
+                    times,
+                    records,
+                    visible,
+                    totals,
+                    g_offset,
+                    g_chunk,
+                    scratch,
+                    poses,
+                )
+            else:
+                pinhole_block_backward(
+                    parameters,
+                    gradients,
+                    first,
+                    last,
+                    owners,
+                    knots,
+                    view,
+                    records,
+                    visible,
+                    totals,
+                    g_offset,
+                    g_chunk,
+                    scratch,
+                )
         g_knots[chunk] = g_chunk
     total = np.zeros(g_knots.shape[1:], np.float64)
     for chunk in range(CHUNKS):
