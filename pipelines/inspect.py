@@ -39,6 +39,12 @@ _MARKERS: tuple[tuple[str, str, Describe], ...] = (
     ("report", "summary.json", describe_report),
 )
 
+_NEXT_STAGES = {
+    "shards": "finetune and pretrain",
+    "checkpoint": "rollout, finetune and evaluate, in scenes with these cameras",
+    "report": "compare with another report of the same scenes",
+}
+
 
 def inspect(path: Path) -> Inspection:
     """Name and check an artefact. Raises `InputError` when `path` is none of ours."""
@@ -50,13 +56,21 @@ def inspect(path: Path) -> Inspection:
         return Inspection("NeRF", *describe_nerf(path))
     for kind, marker, describe in _MARKERS:
         if (path / marker).is_file():
-            return Inspection(kind, *describe(path))
+            facts, problems = describe(path)
+            return Inspection(kind, [*facts, *_stage_facts(kind, problems)], problems)
     if (path / "config.yaml").is_file() and (path / "run.log").is_file():
         return _inspect_run(path)
     raise InputError(
         f"{path}: not a roadloop artefact; expected a scene (.usdz), a NeRF ({NERF_SUFFIX}) or a folder with one of "
         f"{', '.join(marker for _, marker, _ in _MARKERS)}"
     )
+
+
+def _stage_facts(kind: str, problems: list[str]) -> list[str]:
+    """What can be done next with a folder of this kind; clips and scenes say so themselves."""
+    if kind not in _NEXT_STAGES:
+        return []
+    return [f"for {_NEXT_STAGES[kind]}: {'mend the problems first' if problems else 'ready'}"]
 
 
 def _inspect_run(path: Path) -> Inspection:

@@ -110,6 +110,8 @@ def _gain_text(gain: dict[str, Any]) -> str:
     if gain["transfers"]:
         better = "better" if all(value < 0 for value in gain["differences"].values()) else "worse"
         return f"{head}; {better} in every renderer."
+    if all(value == 0 for value in gain["differences"].values()):
+        return f"{head}; nothing that could transfer."
     return f"{head}; not the same in every renderer."
 
 

@@ -35,7 +35,7 @@ from neural_sim.scenes.gaussian_ply import write_ply
 from neural_sim.scenes.nurec_payload import encode_volume
 from neural_sim.scenes.storage import read_scene, write_scene
 
-ROUNDS = 60
+ROUNDS = 12
 
 
 def comma(folder):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_clip import make_map
-from synthetic_scene import make_scene
+from synthetic_scene import make_scene, make_track
 from test_nurec_scene import rewrite
 
 from neural_sim.errors import InputError
@@ -179,3 +180,14 @@ def test_damaged_maps_are_named(foreign):
     with_members(path, {"map_data/lane.parquet": b"PAR1"})
     with pytest.raises(InputError, match=r"s.usdz: map_data: lane.parquet is not a readable table"):
         read_nurec_scene(path)
+
+
+def test_road_users_seen_once_stay_out_of_the_file_for_alpasim(tmp_path):
+    """Its reader fits a spline through every track and fails on a single pose; ours keeps them."""
+    seen_once = make_track("glimpse", (20.0, 3.0, 0.0), duration_s=0.0)
+    write_scene(make_scene(tracks=[seen_once, make_track("car", (9.0, 2.0, 0.0))]), tmp_path / "s.usdz")
+    content = read_members(tmp_path / "s.usdz", ["sequence_tracks.json"], "")["sequence_tracks.json"]
+    (sequence,) = json.loads(content).values()
+    assert sequence["tracks_data"]["tracks_id"] == ["car"]
+    assert len(sequence["cuboidtracks_data"]["cuboids_dims"]) == 1
+    assert {track.track_id for track in read_scene(tmp_path / "s.usdz").tracks} == {"glimpse", "car"}

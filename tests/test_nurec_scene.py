@@ -11,7 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from synthetic_scene import make_scene, make_track
 
-from neural_sim.distortion import FTheta
+from neural_sim.distortion import EquidistantFisheye, FTheta, RadialTangential
 from neural_sim.errors import InputError
 from neural_sim.frames import pose_from_planar
 from neural_sim.gaussians import Gaussians
@@ -305,3 +305,34 @@ def test_missing_members_are_named(written):
         read_nurec_scene(path)
     with pytest.raises(InputError, match="tracks_frame is 'map', expected one of world, nre"):
         read_nurec_scene(path, tracks_frame="map")
+
+
+@pytest.mark.parametrize(
+    "lens",
+    [
+        None,
+        RadialTangential((0.1, -0.02, 0.003, 0.2, 0.0, 0.001), (0.001, -0.002)),
+        EquidistantFisheye((0.1, -0.01, 0.002, 0.0), 1.4),
+        FTheta(
+            (0.0, 33.0, 0.0, -1.0, 0.0, 0.0),
+            (0.0, 0.03, 0.0, 1e-6, 0.0, 0.0),
+            "radius_to_angle",
+            1.2,
+            (1.0, 0.01, -0.01),
+        ),
+    ],
+    ids=["pinhole", "opencv", "fisheye", "f-theta"],
+)
+def test_every_lens_goes_out_and_comes_back(tmp_path, lens):
+    scene = make_scene()
+    cameras = {
+        name: replace(camera, distortion=lens, shutter_direction="right-to-left", cx_px=30.25)
+        for name, camera in scene.cameras.items()
+    }
+    write_scene(replace(scene, cameras=cameras), tmp_path / "s.usdz")
+    rewrite(tmp_path / "s.usdz")
+    for name, camera in read_scene(tmp_path / "s.usdz").cameras.items():
+        assert camera.distortion == lens
+        assert (camera.cx_px, camera.shutter_us) == (30.25, 30_000)
+        assert camera.shutter_direction == "right-to-left"
+        np.testing.assert_allclose(camera.T_rig_camera, cameras[name].T_rig_camera)

@@ -1,6 +1,7 @@
 """OpenDRIVE in and out: geometry by hand, links, bad input, and both ways."""
 
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import fresnel
 from synthetic_clip import make_map
+from test_kitti_odometry import write_layout
 
+from neural_sim.clips.options import IngestOptions
+from neural_sim.clips.registry import ingest
 from neural_sim.errors import InputError
 from neural_sim.maps.geo_reference import T_map_world, ecef_position, enu_axes
 from neural_sim.maps.moving import map_on_ground, moved_map
@@ -309,6 +313,34 @@ def test_moved_maps_turn_in_the_plane_and_lie_on_the_ground():
     assert moved.drivable.area == pytest.approx(road_map.drivable.area)
     ground = np.array([[0.0, 0.0, 3.0], [30.0, 0.0, 4.0]])
     assert map_on_ground(road_map, ground).lanes[0].centerline_m[:, 2].tolist() == [3.0, 4.0]
+
+
+def test_other_tools_find_no_place_on_earth_and_right_lanes_only():
+    """AlpaSim moves a map by its geographic reference, and takes ids of lanes below zero as driving along the road."""
+    root = parse_xml(encode_opendrive(branching_map(), np.zeros(3), "x"), "x")
+    assert root.find(".//geoReference") is None
+    lanes = [item for item in root.iterfind("road/lanes/laneSection/*/lane") if item.get("id") != "0"]
+    assert {(item.get("id"), item.get("type")) for item in lanes} == {("-1", "driving")}
+    assert [element.get("s") for element in root.iterfind("road/lanes/laneSection")] == ["0"] * 5
+    assert len(root.findall("road")) == 5
+
+
+def test_a_map_of_its_own_for_a_dataset(tmp_path):
+    """In the coordinates of the dataset's world: lane a starts at the origin of the clip."""
+    first = ingest("kitti-odometry", IngestOptions(root=write_layout(tmp_path / "kitti")), tmp_path / "first")
+    origin = np.array(first.source["world_origin_m"]) if "world_origin_m" in first.source else np.zeros(3)
+    (tmp_path / "map.xodr").write_bytes(encode_opendrive(branching_map(), -origin, "x"))
+    options = IngestOptions(root=tmp_path / "kitti", map=tmp_path / "map.xodr")
+    clip = ingest("kitti-odometry", options, tmp_path / "clip")
+    assert first.road_map is None
+    assert clip.road_map is not None
+    np.testing.assert_allclose(clip.road_map.lanes[0].centerline_m[0], [0, 0, 0], atol=1e-6)
+    assert clip.source["map"] == "map.xodr"
+    with pytest.raises(InputError, match="the town has a map of its own"):
+        ingest("town", IngestOptions(map=tmp_path / "map.xodr"), tmp_path / "town")
+    with pytest.raises(InputError, match="map file is missing"):
+        ingest("kitti-odometry", replace(options, map=tmp_path / "none.xodr"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_parity_with_another_reader(tmp_path):

@@ -167,6 +167,24 @@ def test_moving_car_gets_a_node_that_follows_its_track(clip, scene):
     assert red > blue + 0.2
 
 
+def test_wrong_track_is_mended_by_the_images(clip):
+    """Boxes that sway by 25 cm to the side, as a bad tracker's do."""
+    true = clip.tracks[0].trajectory
+    T = true.T_world_rig.copy()
+    T[:, 1, 3] += 0.25 * np.sin(2 * np.pi * np.arange(len(T)) / 24)
+    swaying = replace(clip, tracks=(replace(clip.tracks[0], trajectory=replace(true, T_world_rig=T)),))
+    config = replace(SMALL, iterations=250)
+    as_given, mended = (reconstruct(swaying, replace(config, refine_actors=on), seed=0) for on in (False, True))
+    error_m = [
+        np.std(scene.tracks[0].trajectory.T_world_rig[:, 1, 3] - true.T_world_rig[:, 1, 3])
+        for scene in (as_given, mended)
+    ]
+    assert error_m[0] == pytest.approx(0.177, abs=0.005)
+    assert error_m[1] < 0.75 * error_m[0]
+    quality = [scene.metadata["quality"]["held_out"]["psnr_db"] for scene in (as_given, mended)]
+    assert quality[1] > quality[0] + 0.3
+
+
 def test_scene_carries_the_clip(clip, scene):
     assert scene.scene_id == "corridor"
     np.testing.assert_allclose(scene.expert.T_world_rig, clip.ego.T_world_rig, atol=0.02)

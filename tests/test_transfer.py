@@ -76,6 +76,13 @@ def test_a_gain_that_does_not_transfer_is_named(tmp_path):
     assert "The baseline constant_velocity did not drive alike in splat and nerf" in text
 
 
+def test_without_a_gain_there_is_nothing_to_transfer(tmp_path):
+    equal = {"base": 10, "tuned": 10}
+    reports = [report(tmp_path / name, equal, name) for name in ("splat", "nerf")]
+    text = transfer(reports, out=tmp_path / "out")
+    assert "tuned minus base: 0.00 in splat, 0.00 in nerf incidents per km; nothing that could transfer." in text
+
+
 def test_what_cannot_be_put_side_by_side_is_refused(pair, tmp_path, capsys):
     out = tmp_path / "out"
     splat, nerf = pair

@@ -18,6 +18,7 @@ from neural_sim.clips.options import IngestOptions
 from neural_sim.clips.storage import read_clip, write_clip
 from neural_sim.errors import InputError
 from neural_sim.maps.moving import shifted_map
+from neural_sim.maps.opendrive import read_opendrive
 from neural_sim.road_users import Track
 from neural_sim.trajectory import Trajectory
 
@@ -25,10 +26,12 @@ logger = logging.getLogger("roadloop")
 
 
 def finish_clip(clip: Clip, options: IngestOptions, out: Path) -> Clip:
-    """Smooth the ego poses if asked, check the clip, decode every image, resize, write to `out` and read back.
+    """Add a map and smooth the ego poses if asked, check the clip, decode every image, resize, write and read back.
 
     Raises `InputError` with the first problem found; nothing is left at `out` then.
     """
+    if options.map is not None:
+        clip = _with_map(clip, options.map)
     if options.smooth_ego_s is not None:
         clip, change = smooth_ego(clip, options.smooth_ego_s)
         logger.info("ingest: %s: %s", clip.clip_id, change)
@@ -40,6 +43,13 @@ def finish_clip(clip: Clip, options: IngestOptions, out: Path) -> Clip:
             name: resize_frames(frames, options.scale, Path(folder) / name) for name, frames in clip.cameras.items()
         }
         return _written(replace(clip, cameras=resized), out)
+
+
+def _with_map(clip: Clip, path: Path) -> Clip:
+    """The clip with the OpenDRIVE map at `path`, moved from the dataset's world to the clip's."""
+    origin_m = np.array(clip.source.get("world_origin_m", (0.0, 0.0, 0.0)))
+    road_map = shifted_map(read_opendrive(path), -origin_m)
+    return replace(clip, road_map=road_map, source={**clip.source, "map": path.name})
 
 
 def _written(clip: Clip, out: Path) -> Clip:

@@ -25,6 +25,8 @@ class IngestOptions:
     """Camera frames per second, Hz; the frames nearest to that grid are kept. None: the rate of the dataset."""
     scale: float = 1.0
     """Image size relative to the dataset's, in (0, 1]. 1 copies the image files unchanged."""
+    map: Path | None = None
+    """OpenDRIVE file (`.xodr`) in the coordinates of the dataset's world; it replaces the dataset's own map."""
     smooth_ego_s: float | None = None
     """Smooth the ego poses over this window, s; how far they moved is logged and kept. None: poses as recorded."""
     seed: int = 0

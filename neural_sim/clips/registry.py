@@ -96,4 +96,6 @@ def ingest(dataset: str, options: IngestOptions, out: Path) -> Clip:
         close = difflib.get_close_matches(dataset, DATASETS, n=1, cutoff=0.3)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"dataset {dataset!r} is not known; {hint}available: {', '.join(sorted(DATASETS))}")
+    if dataset == "town" and options.map is not None:
+        raise InputError(f"the town has a map of its own, but map is {options.map}; leave it out")
     return DATASETS[dataset](options, out)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from neural_sim.artifacts import atomic_file
 from neural_sim.clips.json_input import check_format_version, field, parse_json_object
@@ -40,7 +40,7 @@ def write_nerf(world: NerfWorld, path: Path) -> None:
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in world.weights.items()}
     with atomic_file(path) as partial:
-        save_file(arrays, partial, metadata={_RECORD: json.dumps(record, allow_nan=False)})
+        partial.write_bytes(save(arrays, metadata={_RECORD: json.dumps(record, allow_nan=False)}))
 
 
 def read_nerf(path: Path) -> NerfWorld:

@@ -36,7 +36,7 @@ _SH_DETAIL_SHARE = 0.05
 _SKY_RATE, _EXPOSURE_RATE = 1e-2, 1e-3
 _EXPOSURE_PENALTY = 0.1
 # Step size of the actors' corrections, as a share of a metre or radian, and weight of their penalty in the loss.
-_ACTOR_RATE, _ACTOR_PENALTY = 2e-3, 1e-3
+_ACTOR_RATE, _ACTOR_PENALTY = 5e-3, 1e-3
 _MEANS_REFERENCE_M = 10.0
 
 

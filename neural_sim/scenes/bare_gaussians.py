@@ -59,14 +59,7 @@ def scene_from_gaussians(path: Path, clip: Clip, *, frame: str = "world", scene_
     T_world_file = _start_pose(clip, frame)
     moved = {name: _placed(node, T_world_file, str(path)) for name, node in volume.static.items()}
     known = {track.track_id for track in clip.tracks}
-    notes = list(volume.approximations)
-    lost = sorted(set(volume.actors) - known)
-    if lost:
-        notes.append(f"{len(lost)} actors without a track in the clip are not drawn: {', '.join(lost[:5])}")
-    if volume.sky is None:
-        notes.append("no sky beside the Gaussians; gray instead")
-    if clip.road_map is None:
-        notes.append(f"the map is a corridor of {CORRIDOR_HALF_WIDTH_M} m to each side of the recorded path")
+    notes = _notes(volume, known, clip)
     for note in notes:
         logger.warning("%s: %s", path.name, note)
     return Scene(
@@ -85,6 +78,18 @@ def scene_from_gaussians(path: Path, clip: Clip, *, frame: str = "world", scene_
         navigation=clip.navigation,
         metadata={"source": path.name, "clip": clip.clip_id, "frame": frame, "approximations": notes},
     )
+
+
+def _notes(volume: NurecVolume, known: set[str], clip: Clip) -> list[str]:
+    """What is left out or assumed."""
+    notes, lost = list(volume.approximations), sorted(set(volume.actors) - known)
+    if lost:
+        notes.append(f"{len(lost)} actors without a track in the clip are not drawn: {', '.join(lost[:5])}")
+    if volume.sky is None:
+        notes.append("no sky beside the Gaussians; gray instead")
+    if clip.road_map is None:
+        notes.append(f"the map is a corridor of {CORRIDOR_HALF_WIDTH_M} m to each side of the recorded path")
+    return notes
 
 
 def _sky(

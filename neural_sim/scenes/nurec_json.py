@@ -15,6 +15,7 @@ import yaml
 from jaxtyping import Float
 
 from neural_sim.cameras import Camera
+from neural_sim.distortion import EquidistantFisheye, FTheta, RadialTangential
 from neural_sim.frames import translation_quaternion_from_pose
 from neural_sim.road_users import EgoVehicle, Track
 from neural_sim.scenes.scene import Scene
@@ -67,8 +68,11 @@ def rig_trajectories_json(scene: Scene, origin_m: Float[np.ndarray, "3"]) -> byt
 
 
 def sequence_tracks_json(scene: Scene, origin_m: Float[np.ndarray, "3"]) -> bytes:
-    """`sequence_tracks.json`: boxes as [x, y, z, qx, qy, qz, qw]; moving ones carry the flag CONTROLLABLE."""
-    tracks = scene.tracks
+    """`sequence_tracks.json`: boxes as [x, y, z, qx, qy, qz, qw]; moving ones carry the flag CONTROLLABLE.
+
+    Road users seen at one time only are left out: AlpaSim fits a spline through the positions of every one.
+    """
+    tracks = [track for track in scene.tracks if len(track.trajectory.t_us) > 1]
     value = {
         scene.scene_id: {
             "tracks_data": {
@@ -89,21 +93,53 @@ def _camera_uid(scene: Scene, name: str) -> str:
 
 
 def _calibration(camera: Camera) -> dict[str, Any]:
-    shutter = "ROLLING_TOP_TO_BOTTOM" if camera.shutter_us else "GLOBAL"
+    direction = camera.shutter_direction.upper().replace("-", "_")
+    kind, lens = _lens(camera)
     parameters = {
         "resolution": [camera.width_px, camera.height_px],
-        "shutter_type": shutter,
+        "shutter_type": f"ROLLING_{direction}" if camera.shutter_us else "GLOBAL",
         "principal_point": [camera.cx_px, camera.cy_px],
-        "focal_length": [camera.fx_px, camera.fy_px],
-        "radial_coeffs": [0.0] * 6,
-        "tangential_coeffs": [0.0] * 2,
-        "thin_prism_coeffs": [0.0] * 4,
+        **lens,
     }
     return {
         "logical_sensor_name": camera.name,
-        "camera_model": {"type": "opencv-pinhole", "parameters": parameters},
+        "camera_model": {"type": kind, "parameters": parameters},
         "T_sensor_rig": camera.T_rig_camera.tolist(),
     }
+
+
+def _lens(camera: Camera) -> tuple[str, dict[str, Any]]:
+    """Name of the camera model and its own parameters."""
+    lens, focal = camera.distortion, {"focal_length": [camera.fx_px, camera.fy_px]}
+    if isinstance(lens, FTheta):
+        radius_first = lens.reference == "radius_to_angle"
+        return "ftheta", {
+            # F-theta principal points count pixel centres as integers; ours count from the corner of the first pixel.
+            "principal_point": [camera.cx_px - 0.5, camera.cy_px - 0.5],
+            "reference_poly": "PIXELDIST_TO_ANGLE" if radius_first else "ANGLE_TO_PIXELDIST",
+            "pixeldist_to_angle_poly": _padded(lens.radius_px_to_angle),
+            "angle_to_pixeldist_poly": _padded(lens.angle_to_radius_px),
+            "max_angle": lens.max_angle_rad,
+            "linear_cde": list(lens.linear),
+        }
+    if isinstance(lens, EquidistantFisheye):
+        return "opencv-fisheye", {
+            **focal,
+            "radial_coeffs": list(lens.coefficients),
+            "max_angle": float(lens.max_angle_rad),
+        }
+    bent = isinstance(lens, RadialTangential)
+    return "opencv-pinhole", {
+        **focal,
+        "radial_coeffs": _padded(lens.radial if bent else ()),
+        "tangential_coeffs": list(lens.tangential) if bent else [0.0] * 2,
+        "thin_prism_coeffs": [0.0] * 4,
+    }
+
+
+def _padded(coefficients: tuple[float, ...]) -> list[float]:
+    """Six coefficients or more, zeros at the end."""
+    return [*map(float, coefficients), *[0.0] * (6 - len(coefficients))]
 
 
 def _exposures(camera: Camera, t_us: np.ndarray) -> list[list[int]]:

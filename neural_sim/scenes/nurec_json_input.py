@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from neural_sim.cameras import SHUTTER_DIRECTIONS, Camera
 from neural_sim.clips.json_input import field, parse_json_object
-from neural_sim.distortion import FTheta, RadialTangential
+from neural_sim.distortion import EquidistantFisheye, FTheta, RadialTangential
 from neural_sim.errors import InputError
 from neural_sim.frames import pose_from_translation_quaternion
 from neural_sim.road_users import EgoVehicle, Track
@@ -135,16 +135,23 @@ def _camera(calibration: Any, spans_us: Int[np.ndarray, "n 2"], where: str) -> C
         # F-theta principal points count pixel centres as integers; ours count from the corner of the first pixel.
         place: dict[str, Any] = {"cx_px": float(center[0]) + 0.5, "cy_px": float(center[1]) + 0.5}
         return Camera(**{**common, **place}, fx_px=lens.focal_px, fy_px=lens.focal_px, distortion=lens)
-    if kind != "opencv-pinhole":
-        raise InputError(f"{where}: camera model {kind!r} is not supported; expected 'ftheta' or 'opencv-pinhole'")
+    if kind not in ("opencv-pinhole", "opencv-fisheye"):
+        raise InputError(
+            f"{where}: camera model {kind!r} is not supported; expected 'ftheta', 'opencv-pinhole' or 'opencv-fisheye'"
+        )
     focal = _numbers(field(parameters, "focal_length", list, where), (2,), f"{where}: focal_length")
+    place = {"cx_px": float(center[0]), "cy_px": float(center[1])}
+    if kind == "opencv-fisheye":
+        k = _numbers(parameters.get("radial_coeffs", [0.0] * 4), (4,), f"{where}: radial_coeffs").tolist()
+        max_angle_rad = field({"max_angle": np.pi / 2, **parameters}, "max_angle", float, where)
+        fisheye = EquidistantFisheye((k[0], k[1], k[2], k[3]), max_angle_rad)
+        return Camera(**{**common, **place}, fx_px=float(focal[0]), fy_px=float(focal[1]), distortion=fisheye)
     radial = tuple(_numbers(parameters.get("radial_coeffs", [0.0] * 6), (6,), f"{where}: radial_coeffs").tolist())
     tangential = _numbers(parameters.get("tangential_coeffs", [0.0] * 2), (2,), f"{where}: tangential_coeffs")
     if any(parameters.get("thin_prism_coeffs") or ()):
         raise InputError(f"{where}: thin prism coefficients are not supported; undistort the camera first")
     bent = any(radial) or tangential.any()
     lens = RadialTangential(radial, (float(tangential[0]), float(tangential[1]))) if bent else None
-    place = {"cx_px": float(center[0]), "cy_px": float(center[1])}
     return Camera(**{**common, **place}, fx_px=float(focal[0]), fy_px=float(focal[1]), distortion=lens)
 
 
