@@ -139,8 +139,8 @@ class Finetune(Common):
     """Only check machines, versions, shards, memory and a collective, on every host of the run, and train nothing."""
 
     evaluate_every: int = 0
-    """Steps between closed-loop evaluations of saved checkpoints, a multiple of `--finetune.save-every`; 0 evaluates the
-    result alone, if there are `--scenes`. The report lies at `OUT.report/`."""
+    """Steps between closed-loop evaluations of saved checkpoints, a multiple of `--finetune.save-every`; 0 evaluates
+    the result alone, if there are `--scenes`. The report lies at `OUT.report/`."""
 
     scenes: tuple[Path, ...] = ()
     """Scene files to evaluate on, as a rule those of the shards; empty for no evaluation."""

@@ -25,7 +25,7 @@ class ExampleSource:
     """
 
     def __init__(self, folders: Sequence[Path], weighting: SampleWeighting | None = None) -> None:
-        """Read the indices, and where examples have weights or there is a `weighting`, their facts; no image is decoded.
+        """Read the indices, and where examples have weights or there is a `weighting`, their facts, but no image.
 
         Raises `InputError` when a folder is unsound or the weighting gives a weight that is not finite.
         """
