@@ -96,7 +96,7 @@ def make_policy(size: str) -> DrivingPolicy:
     """The embedded policy, or one of about 100 million parameters."""
     config = PolicyConfig(cameras=(CAMERA,), num_frames=2, image_width_px=192, image_height_px=96)
     if size == "large":
-        config = replace(config, expert_hidden=2432, expert_ffn=6656)
+        config = replace(config, expert_hidden=1664, expert_ffn=4608)
     return build_policy(config, seed=0)
 
 

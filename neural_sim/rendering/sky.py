@@ -37,6 +37,11 @@ def view_directions(
     Under a rolling shutter `T_world_camera` is the pose when the first line is read, and `close` the pose at the last
     and the direction. Differentiable in the poses, and for a pinhole in `K`.
     """
+    if lens is None and close is None and _is_for_kernels(K) and _is_for_kernels(T_world_camera):
+        from neural_sim.rendering.cpu.sky import pinhole_directions
+
+        cameras = zip(K.double().numpy(), T_world_camera[:, :3, :3].double().numpy(), strict=True)
+        return torch.from_numpy(np.stack([pinhole_directions(k, r, width_px, height_px) for k, r in cameras]))
     if lens is None:
         rays = _pinhole_rays(K, width_px, height_px)
     else:
@@ -47,6 +52,10 @@ def view_directions(
     poses = line_poses(T_world_camera.to(rays), close[0].to(rays), close[1], width_px, height_px)
     lines = "vhij,vhwj->vhwi" if is_read_by_rows(close[1]) else "vwij,vhwj->vhwi"
     return torch.einsum(lines, poses[..., :3, :3], rays)
+
+
+def _is_for_kernels(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not tensor.requires_grad
 
 
 def _pinhole_rays(K: Float[Tensor, "v 3 3"], width_px: int, height_px: int) -> Float[Tensor, "v h w 3"]:
@@ -62,6 +71,15 @@ def _pinhole_rays(K: Float[Tensor, "v 3 3"], width_px: int, height_px: int) -> F
 
 def sample_sky(sky: Float[Tensor, "6 s s 3"], directions: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
     """Colours seen along world-frame `directions` of any length; black along zero. Differentiable in `sky`."""
+    if sky.device.type == "cpu" and sky.dtype == directions.dtype == torch.float32:
+        from neural_sim.rendering.cpu.sky_function import SampleSky
+
+        return SampleSky.apply(sky, directions.detach())
+    return sample_sky_reference(sky, directions)
+
+
+def sample_sky_reference(sky: Float[Tensor, "6 s s 3"], directions: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+    """What `sample_sky` gives, of any type and on any device, in torch."""
     size = sky.shape[1]
     face, s, t = _face_coordinates(directions.detach())
     column, row = ((s + 1) * 0.5 * size - 0.5).clamp(0, size - 1), ((t + 1) * 0.5 * size - 0.5).clamp(0, size - 1)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,8 @@ def deepspeed_config(
         "train_batch_size": config.batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": config.accumulation(world_size),
-        "gradient_clipping": config.gradient_clip,
+        # Without ZeRO the engine clips by the norm that it logs; DeepSpeed would compute it again and not tell it.
+        "gradient_clipping": config.gradient_clip if config.zero_stage else 0.0,
         "bf16": {"enabled": config.bf16},
         "zero_allow_untested_optimizer": True,
         # DeepSpeed's own Adam for offloading is compiled at first use; PyTorch's needs no compiler.
@@ -102,6 +104,9 @@ class TrainingEngine:
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=False)
         settings = deepspeed_config(config, ranks.world_size, trained, torch.cuda.is_available())
         self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        if config.zero_stage == 0 and ranks.world_size == 1:
+            # The gradients would be copied into a buffer and back for nobody.
+            self.deepspeed.enable_backward_allreduce = False
         self._make_optimizer_state()
         self.deepspeed.train()
 
@@ -125,7 +130,7 @@ class TrainingEngine:
 
         The learning rate is a function of the step, so a resumed run needs no state of a scheduler.
         """
-        norm = self._gradient_norm_without_zero() if self.config.zero_stage == 0 else None
+        norm = self._clip_without_zero() if self.config.zero_stage == 0 else None
         for group, peak_lr in zip(self.deepspeed.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak_lr * lr_factor(step, self.config)
         self.deepspeed.step()
@@ -136,10 +141,10 @@ class TrainingEngine:
         factor = lr_factor(step, self.config)
         return {name: peak_lr * factor for name, peak_lr in zip(self.group_names, self.peak_lrs, strict=True)}
 
-    def _gradient_norm_without_zero(self) -> float:
-        """DeepSpeed reports no norm for plain float32 data parallelism; its gradients are whole on every process."""
-        gradients = [weight.grad for weight in self.policy.parameters() if weight.grad is not None]
-        return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    def _clip_without_zero(self) -> float:
+        """Clip the gradients, which are whole on every process; returns their norm before."""
+        weights = [weight for weight in self.policy.parameters() if weight.grad is not None]
+        return float(nn.utils.clip_grad_norm_(weights, self.config.gradient_clip or math.inf))
 
     def trained_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that are trained, the same order everywhere."""

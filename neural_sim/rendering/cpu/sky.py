@@ -27,6 +27,64 @@ def texel_and_fraction(coordinate: float, size: int) -> tuple[int, int, float]:
     return first, min(first + 1, size - 1), position - first
 
 
+# Few, since each has a sky of its own to add to; fixed, so that sums do not depend on the number of threads.
+_SKY_PIECES = 4
+
+
+@njit(**PARALLEL)
+def look_up(sky: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """Colours float32 [N, 3] of `sky` [6, S, S, 3] along `rays` [N, 3] of any length; black along zero."""
+    colors, size = np.empty((len(rays), 3), np.float32), sky.shape[1]
+    for n in prange(len(rays)):
+        x, y, z = rays[n, 0], rays[n, 1], rays[n, 2]
+        if x == ZERO and y == ZERO and z == ZERO:
+            colors[n] = ZERO
+            continue
+        face, s, t = face_coordinates(x, y, z)
+        left, right, a = texel_and_fraction(s, size)
+        top, bottom, b = texel_and_fraction(t, size)
+        for channel in range(3):
+            upper = sky[face, top, left, channel] * (1.0 - a) + sky[face, top, right, channel] * a
+            lower = sky[face, bottom, left, channel] * (1.0 - a) + sky[face, bottom, right, channel] * a
+            colors[n, channel] = upper * (1.0 - b) + lower * b
+    return colors
+
+
+@njit(**PARALLEL)
+def spread(gradient: np.ndarray, rays: np.ndarray, size: int) -> np.ndarray:
+    """Gradient [6, S, S, 3] of the sky from that of its colours [N, 3] along `rays` [N, 3]."""
+    pieces = np.zeros((_SKY_PIECES, 6, size, size, 3), np.float32)
+    for piece in prange(_SKY_PIECES):
+        into = pieces[piece]
+        for n in range(piece * len(rays) // _SKY_PIECES, (piece + 1) * len(rays) // _SKY_PIECES):
+            x, y, z = rays[n, 0], rays[n, 1], rays[n, 2]
+            if x == ZERO and y == ZERO and z == ZERO:
+                continue
+            face, s, t = face_coordinates(x, y, z)
+            left, right, a = texel_and_fraction(s, size)
+            top, bottom, b = texel_and_fraction(t, size)
+            for channel in range(3):
+                g = gradient[n, channel]
+                into[face, top, left, channel] += g * (1.0 - a) * (1.0 - b)
+                into[face, top, right, channel] += g * a * (1.0 - b)
+                into[face, bottom, left, channel] += g * (1.0 - a) * b
+                into[face, bottom, right, channel] += g * a * b
+    return pieces[0] + pieces[1] + pieces[2] + pieces[3]
+
+
+@njit(**PARALLEL)
+def pinhole_directions(intrinsics: np.ndarray, rotation: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Unit rays float32 [H, W, 3] through the pixel centres; `rotation` [3, 3] from the camera."""
+    rays = np.empty((height, width, 3), np.float32)
+    for i in prange(height):
+        v = (i + 0.5 - intrinsics[1, 2]) / intrinsics[1, 1]
+        for j in range(width):
+            u = (j + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
+            scale = 1.0 / math.sqrt(u * u + v * v + 1.0)
+            rays[i, j, 0], rays[i, j, 1], rays[i, j, 2] = turned(rotation, u * scale, v * scale, scale)
+    return rays
+
+
 @njit(**JIT)
 def blend_pixel(
     image: np.ndarray, i: int, j: int, rgb: np.ndarray, opacity: np.ndarray, sky: np.ndarray, ray: tuple
