@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(NERF_LIBRARIES)
+	$(BIN)/python -m pip install --quiet --editable ".[dev,ray]" $(NERF_LIBRARIES)
 	$(BIN)/python -m pip install --quiet --no-deps $(NERF)
 	touch $(STAMP)
 

@@ -55,7 +55,7 @@ def clip_rows(clip: Clip) -> list[SheetRow]:
 
 
 def scene_rows(scene: Scene) -> list[SheetRow]:
-    """One row a camera: renderings at recorded poses; empty without Gaussians. Other lenses are drawn as pinholes."""
+    """One row a camera: renderings at recorded poses; empty without Gaussians."""
     if len(scene.background) + len(scene.road) == 0:
         return []
     renderer = SplatRenderer(scene)

@@ -11,8 +11,8 @@ from neural_sim.clips.options import IngestOptions
 from neural_sim.clips.registry import ingest
 from neural_sim.distortion import FTheta
 from neural_sim.errors import InputError
-from neural_sim.reconstruction.config import ReconstructionConfig
-from pipelines.reconstruct import reconstruct
+from neural_sim.nerf.config import NerfConfig
+from neural_sim.nerf.training import train_nerf
 
 CLIP = "25cd4769-5dcf-4b53-a351-bf2c5deb6124"
 CAMERA = "camera_front_wide_120fov"
@@ -107,10 +107,10 @@ def test_scaled_images_have_scaled_lenses(root, tmp_path):
     assert camera.distortion.angle_to_radius_px[1] == 15.0
 
 
-def test_renderers_refuse_the_lens_by_name(root, tmp_path):
-    read(root, tmp_path)
+def test_a_nerf_refuses_the_lens_by_name(root, tmp_path):
+    clip = read(root, tmp_path)
     with pytest.raises(InputError, match=f"camera {CAMERA}: .* draws pinhole cameras only, and this lens is 'ftheta'"):
-        reconstruct([tmp_path / "clip"], out=tmp_path / "scenes", config=ReconstructionConfig())
+        train_nerf(clip, NerfConfig(), seed=0)
 
 
 def replace_intrinsics(**changes):

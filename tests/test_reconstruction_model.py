@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,15 +8,19 @@ from scipy.spatial.transform import Rotation
 
 from neural_sim.cameras import Camera
 from neural_sim.frames import pose_from_planar
-from neural_sim.gaussians import Gaussians, transform_gaussians
+from neural_sim.gaussians import Gaussians
 from neural_sim.reconstruction import adam
 from neural_sim.reconstruction.actor_motion import ActorKnots, SweptSpace
 from neural_sim.reconstruction.adam import RowAdam
 from neural_sim.reconstruction.densification import constrain, dead_gaussians, densify
 from neural_sim.reconstruction.ground import GroundSurface, ground_from_path
 from neural_sim.reconstruction.model import BACKGROUND, FIRST_ACTOR, ROAD, SceneModel
+from neural_sim.reconstruction.placement import placed_actors, rigid_from_twist
 from neural_sim.reconstruction.views import View
+from neural_sim.rendering.rasterize import Actors
+from neural_sim.rendering.renderer import RenderRequest
 from neural_sim.road_users import Track
+from neural_sim.scenes.recorded_views import drive_request
 from neural_sim.trajectory import Trajectory
 
 NOTHING_SWEPT = SweptSpace([])
@@ -65,20 +70,60 @@ def test_adam_is_torchs_adam_where_rows_are_active(update: Callable, monkeypatch
     assert mine.steps.tolist() == [5, 5, 5, 0, 5]
 
 
-def test_posing_moves_actors_and_hides_the_absent():
+def request_at(t_us: int, tracks: list[Track], shutter_us: int = 0) -> RenderRequest:
+    camera = Camera("front", 8, 4, 8.0, 8.0, 4.0, 2.0, np.eye(4), shutter_us)
+    return drive_request(Trajectory(np.array([0]), np.eye(4)[None]), tracks, camera, t_us)
+
+
+def placed(model: SceneModel, tracks: list[Track], request: RenderRequest, knots: ActorKnots | None = None) -> Actors:
+    actors = placed_actors(model, tracks, request, knots)
+    assert actors is not None
+    return actors
+
+
+def test_actors_are_placed_and_the_absent_are_hidden():
     model = make_model([BACKGROUND, FIRST_ACTOR, FIRST_ACTOR + 1, ROAD])
-    pose = np.eye(4)
-    pose[:3, :3] = Rotation.from_euler("zyx", [0.7, 0.2, -0.1]).as_matrix()
-    pose[:3, 3] = (5.0, -2.0, 1.0)
-    posed = model.posed([pose, None])
-    expected = transform_gaussians(model.gaussians(), torch.from_numpy(pose).float())
-    assert torch.allclose(posed.means_m[1], expected.means_m[1], atol=1e-5)
-    same = posed.quaternions_xyzw[1] - expected.quaternions_xyzw[1]
-    opposite = posed.quaternions_xyzw[1] + expected.quaternions_xyzw[1]
-    assert min(same.abs().max(), opposite.abs().max()) < 1e-5
-    assert torch.sigmoid(posed.opacity_logits[2]) < 1e-6
-    for row in (0, 3):
-        assert torch.allclose(posed.means_m[row], model.tensors["means_m"][row])
+    cars = [passing_car(), replace(passing_car(5.0, 6.0), track_id="late")]
+    actors = placed(model, cars, request_at(1_000_000, cars))
+    assert actors.owner.tolist() == [0, 1, 2, 0]
+    assert actors.T_world_actor_close is None
+    np.testing.assert_allclose(actors.T_world_actor[0, 0], cars[0].trajectory.poses_at(np.array([1_000_000]))[0])
+    assert actors.T_world_actor[0, 1].isnan().all()
+    assert placed_actors(model, [], request_at(0, []), None) is None
+
+
+def test_actors_move_while_a_rolling_shutter_is_open():
+    model, car = make_model([FIRST_ACTOR]), passing_car()
+    knots = ActorKnots([car], views_at([500_000, 1_500_000]))
+    with torch.no_grad():
+        model.actor_offsets = torch.tensor([[0.0] * 6, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]], requires_grad=True)
+    actors = placed(model, [car], request_at(1_000_000, [car], shutter_us=100_000), knots)
+    opened, closed = actors.T_world_actor[0, 0, :3, 3], actors.T_world_actor_close[0, 0, :3, 3]  # pyright: ignore
+    # It drives 5 m/s along x, and its correction grows by 1 m/s along y.
+    assert opened.tolist() == pytest.approx([8.75, 3.45, 0.75])
+    assert closed.tolist() == pytest.approx([9.25, 3.55, 0.75])
+
+
+def test_a_hidden_actor_leaves_the_gradient_of_the_others_finite():
+    model = SceneModel(random_gaussians(2), torch.tensor([2, 3]), torch.zeros(6, 4, 4, 3), 1, knot_count=3)
+    cars = [passing_car(), replace(passing_car(0.0, 0.3), track_id="early")]
+    knots = ActorKnots(cars, views_at([200_000, 1_000_000, 1_500_000]))
+    actors = placed(model, cars, request_at(1_000_000, cars), knots)
+    actors.T_world_actor[0, 0].sum().backward()
+    assert model.actor_offsets.grad is not None
+    assert model.actor_offsets.grad.isfinite().all()
+    assert (model.actor_offsets.grad.abs().sum(dim=1) > 0).tolist() == [True, False, False]
+
+
+def test_owners_are_grouped_for_the_rasterizer():
+    model = make_model([FIRST_ACTOR + 1, ROAD, FIRST_ACTOR, BACKGROUND, FIRST_ACTOR])
+    means = model.tensors["means_m"].detach().clone()
+    model.group_owners()
+    assert model.owner.tolist() == [ROAD, BACKGROUND, FIRST_ACTOR, FIRST_ACTOR, FIRST_ACTOR + 1]
+    assert torch.equal(model.tensors["means_m"], means[[1, 3, 2, 4, 0]])
+    same = model.tensors["means_m"]
+    model.group_owners()
+    assert model.tensors["means_m"] is same
 
 
 def test_growth_stops_at_the_cap_and_keeps_owners(surface):
@@ -149,20 +194,11 @@ def views_at(t_us: list[int]) -> list[View]:
     return [View(camera, i, t, np.eye(4), np.zeros((4, 8, 3), np.uint8), False) for i, t in enumerate(t_us)]
 
 
-def test_offsets_move_an_actor_within_its_box_like_its_pose():
-    model = make_model([BACKGROUND, FIRST_ACTOR])
-    pose = np.eye(4)
-    pose[:3, :3] = Rotation.from_euler("z", 0.4).as_matrix()
-    pose[:3, 3] = (3.0, 1.0, 0.5)
+def test_twists_are_those_of_the_refined_tracks():
     offset = np.array([0.01, -0.02, 0.03, 0.2, -0.1, 0.05])
-    inner = np.eye(4)
-    inner[:3, :3], inner[:3, 3] = Rotation.from_rotvec(offset[:3]).as_matrix(), offset[3:]
-    moved = model.posed([pose], torch.from_numpy(offset[None]).float())
-    wanted = model.posed([pose @ inner])
-    assert torch.allclose(moved.means_m, wanted.means_m, atol=1e-3)
-    rotation = moved.quaternions_xyzw / moved.quaternions_xyzw.norm(dim=1, keepdim=True)
-    wanted_rotation = wanted.quaternions_xyzw / wanted.quaternions_xyzw.norm(dim=1, keepdim=True)
-    assert ((rotation * wanted_rotation).sum(dim=1).abs() > 1 - 1e-5).all()
+    T = rigid_from_twist(torch.from_numpy(offset[None])).numpy()[0]
+    np.testing.assert_allclose(T[:3, :3], Rotation.from_rotvec(offset[:3]).as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(T[:, 3], [0.2, -0.1, 0.05, 1.0])
 
 
 def test_actor_knots_lie_where_the_track_is_seen_and_interpolate():

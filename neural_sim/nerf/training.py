@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
+from neural_sim.cameras import require_pinhole
 from neural_sim.clips.clip import Clip
 from neural_sim.nerf.config import NerfConfig
 from neural_sim.nerf.drawing import camera_rays, draw, model_of
@@ -55,9 +56,12 @@ def train_nerf(clip: Clip, config: NerfConfig, *, seed: int, device: str = "cpu"
     Pixels in the boxes of moving road users are left out of the training: the NeRF shows what is behind them, as far as
     other frames do. Deterministic for a seed and a number of threads. Held-out quality is in
     `NerfWorld.metadata["quality"]`, with those pixels left out there too. Raises `InputError` on a clip that cannot be
-    reconstructed (see `reconstruction.views.check_clip`) and when nerfstudio is not installed.
+    reconstructed (see `reconstruction.views.check_clip`), on a lens that is not a pinhole, and when nerfstudio is not
+    installed. Rolling shutters are taken as global.
     """
     started_s = time.monotonic()
+    for frames in clip.cameras.values():
+        require_pinhole(frames.camera, "the NeRF")
     check_clip(clip)
     views = _views(clip, config)
     moving = moving_tracks(clip.tracks)
@@ -83,7 +87,7 @@ def train_nerf(clip: Clip, config: NerfConfig, *, seed: int, device: str = "cpu"
 
 
 def training_pixels(views: Sequence[View], moving: Sequence[Track]) -> TrainingPixels:
-    """All pixels of `views` but those that the boxes of `moving` road users cover."""
+    """All pixels of `views` but those that `covered_by` leaves out."""
     kept = [~covered_by(view, moving) for view in views]
     rays = [camera_rays(view.camera, np.eye(4)) for view in views]
     return TrainingPixels(
@@ -96,10 +100,11 @@ def training_pixels(views: Sequence[View], moving: Sequence[Track]) -> TrainingP
 
 
 def covered_by(view: View, moving: Sequence[Track]) -> Bool[np.ndarray, "n"]:
-    """Which pixels of a view, row by row, lie on the boxes of moving road users."""
+    """Which pixels of a view, row by row, lie on the boxes of moving road users or show the recording car itself."""
     height, width = view.image.shape[:2]
     rows, columns = np.divmod(np.arange(height * width), width)
-    return pixels_on_boxes(view, np.stack([columns + 0.5, rows + 0.5], axis=-1), moving)
+    pixels = np.stack([columns + 0.5, rows + 0.5], axis=-1)
+    return pixels_on_boxes(view, pixels, moving) | ~view.is_usable(pixels)
 
 
 def measure_nerf(

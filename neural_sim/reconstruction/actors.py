@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 from neural_sim.frames import invert_pose
 from neural_sim.reconstruction.initial_points import ColoredPoints, color_from_views
-from neural_sim.reconstruction.views import View
+from neural_sim.reconstruction.views import MIN_DEPTH_M, View
 from neural_sim.road_users import Track
 
 ACTOR_CATEGORIES = ("vehicle", "cyclist", "pedestrian")
@@ -44,15 +44,23 @@ def inside_any_box(points_m: Float[np.ndarray, "n 3"], tracks: Sequence[Track], 
 
 
 def pixels_on_boxes(view: View, pixels: Float[np.ndarray, "n 2"], tracks: Sequence[Track]) -> Bool[np.ndarray, "n"]:
-    """Whether image positions lie in the upright rectangle around the projection of any track's box."""
+    """Whether image positions lie in the upright rectangle around the projection of any track's box.
+
+    Before a pinhole the whole box must lie in front; otherwise the rectangle is around what the lens sees of the box.
+    """
     hit = np.zeros(len(pixels), bool)
-    corners = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(-1, 3) * 0.5
+    bends = view.camera.distortion is not None
+    # Edges are straight in a pinhole image only.
+    steps = np.linspace(-1, 1, 5 if bends else 2)
+    corners = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3) * 0.5
     for track, pose in zip(tracks, actor_poses(tracks, view.t_us), strict=True):
         if pose is None:
             continue
         box = (corners * np.asarray(track.size_m) * BOX_MARGIN) @ pose[:3, :3].T + pose[:3, 3]
         at, depth, _ = view.project(box)
-        if (depth > 0.1).all():
+        ahead = depth > MIN_DEPTH_M
+        if ahead.any() if bends else ahead.all():
+            at = at[ahead]
             hit |= ((pixels >= at.min(axis=0)) & (pixels <= at.max(axis=0))).all(axis=1)
     return hit
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.interpolate import LinearNDInterpolator
@@ -81,7 +82,8 @@ def interpolated_points(
     """Random static pixels of each view, placed at the depth interpolated between the known points seen there.
 
     `seen[i]` holds the indices of the known points that view i observed. Inverse depth is linear over the triangles
-    between them, as it is on planes. Pixels outside all triangles give no point.
+    between them, as it is on planes through a pinhole, and nearly through other lenses. Pixels outside all triangles
+    and those that are not usable give no point.
     """
     parts = []
     for view, indices in zip(views, seen, strict=True):
@@ -93,9 +95,9 @@ def interpolated_points(
             inverse_depth = LinearNDInterpolator(pixels[inside], 1.0 / depth[inside])(wanted)
         except QhullError:  # all on one line
             continue
-        found = np.isfinite(inverse_depth) & is_static(view, wanted)
+        found = np.isfinite(inverse_depth) & view.is_usable(wanted) & is_static(view, wanted)
         wanted, at_m = wanted[found], 1.0 / inverse_depth[found]
-        points = view.T_world_camera[:3, 3] + at_m[:, None] * view.ray_directions(wanted)
+        points = view.ray_origins(wanted) + at_m[:, None] * view.ray_directions(wanted)
         parts.append(ColoredPoints(points, view.colors_at(wanted)))
     return ColoredPoints.concatenate(parts)
 
@@ -114,7 +116,7 @@ def far_points(
     per_view = int(np.ceil(count / len(views)))
     parts = []
     for view in views:
-        free = _textured(view.image) & ~_covered(view, near.points_m)
+        free = _textured(view) & ~_covered(view, near.points_m)
         rows, columns = np.nonzero(free)
         if len(rows) == 0:
             continue
@@ -124,7 +126,7 @@ def far_points(
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
         reach = np.exp(rng.uniform(np.log(distance_m[0]), np.log(distance_m[1]), len(rays)))
         above = (rays[:, 2] > -0.02) & is_static(view, pixels)
-        points = view.T_world_camera[:3, 3] + reach[:, None] * rays
+        points = view.ray_origins(pixels) + reach[:, None] * rays
         parts.append(ColoredPoints(points, view.colors_at(pixels)).keep(above))
     return ColoredPoints.concatenate(parts)
 
@@ -135,12 +137,16 @@ def thin_out(points_m: Float[np.ndarray, "p 3"], voxel_m: float = _LIDAR_VOXEL_M
     return points_m[np.sort(first)]
 
 
-def _textured(image: np.ndarray) -> np.ndarray:
-    gray = image.mean(axis=2) / 255.0
+def _textured(view: View) -> np.ndarray:
+    gray = view.image.mean(axis=2) / 255.0
     steps = np.zeros_like(gray)
     steps[:, 1:] = np.abs(np.diff(gray, axis=1))
     steps[1:] = np.maximum(steps[1:], np.abs(np.diff(gray, axis=0)))
-    return steps > _FAR_TEXTURE
+    textured = steps > _FAR_TEXTURE
+    if view.usable is not None:
+        # The step at the rim of what is not usable is none of the world.
+        textured &= cv2.erode(view.usable.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    return textured
 
 
 def _covered(view: View, points_m: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import cv2
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 WINDOW_PX = 11
@@ -19,21 +19,38 @@ def gaussian_window() -> Float[np.ndarray, "w"]:
     return (weight / weight.sum()).astype(np.float32)
 
 
-def ssim(image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"]) -> Float[Tensor, ""]:
+def mean_over(values: Float[Tensor, "h w c"], usable: Bool[Tensor, "h w"] | None) -> Float[Tensor, ""]:
+    """Mean over the usable pixels and all channels; over all pixels with None. Differentiable."""
+    if usable is None:
+        return torch.mean(values)
+    return torch.where(usable[..., None], values, 0.0).sum() / (usable.sum() * values.shape[-1]).clamp_min(1)
+
+
+def ssim(
+    image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"], usable: Bool[Tensor, "h w"] | None = None
+) -> Float[Tensor, ""]:
     """Mean structural similarity (Wang et al. 2004) of images in 0..1, as splatting papers measure it.
 
-    An 11x11 Gaussian window, zero padding, mean over pixels and channels. Differentiable in `image` only. On the CPU
-    the gradient is written out and the windows run in OpenCV, ten times faster than torch convolutions.
+    An 11x11 Gaussian window, zero padding, mean over the `usable` pixels and channels; other pixels are zero in both
+    images, like what lies around them. Differentiable in `image` only. On the CPU the gradient is written out and the
+    windows run in OpenCV, ten times faster than torch convolutions.
     """
     if image.is_cuda:
-        return ssim_by_convolution(image, target)
-    result = _Ssim.apply(image, target)
+        return ssim_by_convolution(image, target, usable)
+    result = _Ssim.apply(_shown(image, usable), _shown(target, usable), usable)
     assert isinstance(result, Tensor)
     return result
 
 
-def ssim_by_convolution(image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"]) -> Float[Tensor, ""]:
+def _shown(image: Tensor, usable: Tensor | None) -> Tensor:
+    return image if usable is None else torch.where(usable[..., None], image, 0.0)
+
+
+def ssim_by_convolution(
+    image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"], usable: Bool[Tensor, "h w"] | None = None
+) -> Float[Tensor, ""]:
     """`ssim` by torch convolutions, differentiable by autograd, on any device."""
+    image, target = _shown(image, usable), _shown(target, usable)
     x, y = (value.permute(2, 0, 1)[:, None] for value in (image, target))
     window = torch.from_numpy(gaussian_window()).to(x)
     column, row = window.view(1, 1, -1, 1), window.view(1, 1, 1, -1)
@@ -47,12 +64,15 @@ def ssim_by_convolution(image: Float[Tensor, "h w c"], target: Float[Tensor, "h 
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
-    return (luminance * (2 * covariance + _C2) / (variance_x + variance_y + _C2)).mean()
+    similarity = luminance * (2 * covariance + _C2) / (variance_x + variance_y + _C2)
+    return mean_over(similarity[:, 0].permute(1, 2, 0), usable)
 
 
-def psnr_db(image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"]) -> float:
-    """Peak signal-to-noise ratio of images in 0..1, dB; infinite for equal images."""
-    mse = float(torch.mean((image - target) ** 2))
+def psnr_db(
+    image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"], usable: Bool[Tensor, "h w"] | None = None
+) -> float:
+    """Peak signal-to-noise ratio of the usable pixels of images in 0..1, dB; infinite for equal images."""
+    mse = float(mean_over((image - target) ** 2, usable))
     return float("inf") if mse == 0 else float(-10 * np.log10(mse))
 
 
@@ -60,22 +80,31 @@ class _Ssim(torch.autograd.Function):
     """SSIM on the CPU; the backward pass uses that the zero-padded window is its own adjoint."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, image: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, image: Tensor, target: Tensor, usable: Tensor | None
+    ) -> Tensor:
         x = np.ascontiguousarray(image.detach().numpy(), np.float32)
         y = np.ascontiguousarray(target.detach().numpy(), np.float32)
         moments = [_blur(value) for value in (x, y, x * x, y * y, x * y)]
         similarity = np.empty_like(x)
         partials = [np.empty_like(x) for _ in range(3)]
         _similarity_and_partials(*(m.reshape(-1) for m in (*moments, similarity, *partials)))
+        count = x.size
+        if usable is not None:
+            outside = ~usable.numpy()
+            count = max(1, (outside.size - int(outside.sum())) * x.shape[-1])
+            for values in (similarity, *partials):
+                values[outside] = 0.0
         by_mean, by_square, by_product = (_blur(partial) for partial in partials)
-        gradient = (by_mean + 2 * x * by_square + y * by_product) / x.size
+        gradient = (by_mean + 2 * x * by_square + y * by_product) / count
         ctx.save_for_backward(torch.from_numpy(gradient))
-        return torch.tensor(similarity.mean(dtype=np.float64), dtype=torch.float32)
+        mean = similarity.mean(dtype=np.float64) * (similarity.size / count)
+        return torch.tensor(mean, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
-        return grad_outputs[0] * gradient, None
+        return grad_outputs[0] * gradient, None, None
 
 
 def _blur(value: np.ndarray) -> np.ndarray:

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from neural_sim.progress import Progress
 from neural_sim.reconstruction.actor_motion import ActorKnots, SweptSpace
-from neural_sim.reconstruction.actors import actor_poses
 from neural_sim.reconstruction.checkpoint import load_checkpoint, save_checkpoint
 from neural_sim.reconstruction.config import ReconstructionConfig
 from neural_sim.reconstruction.densification import constrain, densify
 from neural_sim.reconstruction.drawing import Target, draw, make_target
 from neural_sim.reconstruction.ground import GroundSurface
-from neural_sim.reconstruction.loss import ssim
+from neural_sim.reconstruction.loss import mean_over, ssim
 from neural_sim.reconstruction.model import ROAD, SceneModel
+from neural_sim.reconstruction.placement import placed_actors
 from neural_sim.reconstruction.views import View
 from neural_sim.rendering.rasterize import RasterizedViews
+from neural_sim.rendering.renderer import RenderRequest
 from neural_sim.rendering.sky import texel_directions
 from neural_sim.road_users import Track
 
@@ -46,6 +47,7 @@ class Surroundings:
 
     Attributes:
         views: training views.
+        requests: what to draw for each of them.
         tracks: moving road users, in the order of the model's owners.
         knots: when their poses can be corrected.
         swept: space that they drove through.
@@ -53,6 +55,7 @@ class Surroundings:
     """
 
     views: Sequence[View]
+    requests: Sequence[RenderRequest]
     tracks: tuple[Track, ...]
     knots: ActorKnots
     swept: SweptSpace
@@ -87,8 +90,9 @@ def optimise(model: SceneModel, world: Surroundings, config: ReconstructionConfi
     start, before_s = load_checkpoint(running.work_dir, model, running.fingerprint)
     clock = Clock(config.iterations, config.time_budget_s, before_s or running.spent_s)
     device = str(model.device)
-    whole = [make_target(view).to(device) for view in world.views]
-    small = [make_target(view, reduction=2).to(device) for view in world.views]
+    pairs = list(zip(world.views, world.requests, strict=True))
+    whole = [make_target(view, request).to(device) for view, request in pairs]
+    small = [make_target(view, request, reduction=2).to(device) for view, request in pairs]
     centers = np.stack([view.T_world_camera[:3, 3] for view in world.views])
     if start == 0:
         model.measure_distances(centers)
@@ -148,6 +152,7 @@ def _maintain(
     if done % config.densify_every == 0 and share <= config.densify_until_share:
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, done]).generate_state(1)[0]))
         densify(model, world.surface, world.swept, config.max_gaussians, config.growth, generator)
+        model.group_owners()
         model.measure_distances(centers)
 
 
@@ -160,16 +165,14 @@ def _step(
     target: Target,
 ) -> float:
     """One gradient step on one view, with `share` of all the steps done; returns its PSNR before the step, dB."""
-    t_us = world.views[index].t_us
-    moved = world.knots.at(model.actor_offsets, t_us) if config.refine_actors else None
-    posed = model.posed(actor_poses(world.tracks, t_us), moved)
+    actors = placed_actors(model, world.tracks, target.request, world.knots if config.refine_actors else None)
     offset_px = torch.zeros(1, len(model), 2, device=model.device, requires_grad=True)
-    drawn, views = draw(posed, model.sky, target, config.backend, offset_px)
+    drawn, views = draw(model.gaussians(), model.sky, target, config.backend, actors, offset_px)
     image = _exposed(drawn, model.exposure[index]) if config.fit_exposure else drawn
     wanted = target.pixels()
     visible = views.visible[0]
-    loss = (1 - config.ssim_weight) * torch.mean(torch.abs(image - wanted))
-    loss = loss + config.ssim_weight * (1 - ssim(image, wanted))
+    loss = (1 - config.ssim_weight) * mean_over(torch.abs(image - wanted), target.usable)
+    loss = loss + config.ssim_weight * (1 - ssim(image, wanted, target.usable))
     loss = loss + _penalties(model, config, visible, views, target)
     if config.fit_exposure:
         loss = loss + _EXPOSURE_PENALTY * (model.exposure[index] ** 2).mean()
@@ -180,7 +183,7 @@ def _step(
     model.score += visible * offset_px.grad[0].norm(dim=1) * target.image.shape[1]
     _update(model, config, share, index, visible)
     with torch.no_grad():
-        return float(-10 * torch.log10(torch.mean((image - wanted) ** 2).clamp_min(1e-10)))
+        return float(-10 * torch.log10(mean_over((image - wanted) ** 2, target.usable).clamp_min(1e-10)))
 
 
 def _exposed(image: Tensor, exposure: Float[Tensor, "2 3"]) -> Tensor:
@@ -196,6 +199,8 @@ def _penalties(
     opacity = (torch.sigmoid(model.tensors["opacity_logits"]) * off_road).sum()
     relative = torch.exp(model.tensors["log_scales"]).mean(dim=1) / model.distance_m
     below = (target.directions()[..., 2] < -0.02).float()
+    if target.usable is not None:
+        below = below * target.usable
     hollow = ((1 - views.opacity[0]) * below).mean()
     penalty = config.opacity_penalty * opacity + config.scale_penalty * (relative * seen).sum()
     return penalty + config.ground_opacity_weight * hollow

@@ -59,13 +59,13 @@ class PoseCorrection:
 
 @dataclass(frozen=True)
 class RigImages:
-    """The posed images that tracks were observed in, of all cameras.
+    """The posed images that tracks were observed in, of all cameras. Of a rolling shutter each block of lines is one.
 
     Attributes:
-        t_us: int64 [V], when each was exposed.
+        t_us: int64 [V], when each was exposed in its middle: all blocks of one exposure share one correction.
         K: float64 [V, 3, 3], px, at the size that features were tracked at.
         T_rig_camera: float64 [V, 4, 4], m.
-        T_world_rig: float64 [V, 4, 4], recorded, m.
+        T_world_rig: float64 [V, 4, 4], recorded, m; of a block of lines when it was read.
     """
 
     t_us: Int[np.ndarray, "v"]

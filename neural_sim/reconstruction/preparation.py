@@ -30,10 +30,11 @@ from neural_sim.reconstruction.model import (
     gaussians_from_points,
     road_gaussians,
 )
-from neural_sim.reconstruction.pose_refinement import PoseCorrection
 from neural_sim.reconstruction.structure import find_structure
 from neural_sim.reconstruction.views import View
+from neural_sim.rendering.renderer import RenderRequest
 from neural_sim.road_users import Track
+from neural_sim.scenes.recorded_views import drive_request
 from neural_sim.trajectory import Trajectory
 
 logger = logging.getLogger("roadloop")
@@ -59,7 +60,6 @@ class Prepared:
         road: points on the road surface, world frame.
         actors: points of each moving track, box frame.
         ego: rig poses, refined.
-        correction: what refined them.
     """
 
     training: tuple[View, ...]
@@ -71,7 +71,10 @@ class Prepared:
     road: ColoredPoints
     actors: tuple[ColoredPoints, ...]
     ego: Trajectory
-    correction: PoseCorrection
+
+    def request(self, view: View) -> RenderRequest:
+        """What to draw to see what `view` shows."""
+        return drive_request(self.ego, self.tracks, view.camera, view.t_us)
 
 
 def prepare(clip: Clip, config: ReconstructionConfig, seed: int) -> Prepared:
@@ -82,8 +85,7 @@ def prepare(clip: Clip, config: ReconstructionConfig, seed: int) -> Prepared:
     rng = np.random.default_rng([seed, 0])
     moving = moving_tracks(clip.tracks)
     structure = find_structure(clip, moving, config)
-    training, held_out = structure.training, structure.held_out
-    ego = structure.correction.applied(clip.ego)
+    training, held_out, ego = structure.training, structure.held_out, structure.ego
 
     def is_static(view: View, pixels: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, "n"]:
         return ~pixels_on_boxes(view, pixels, moving)
@@ -121,7 +123,6 @@ def prepare(clip: Clip, config: ReconstructionConfig, seed: int) -> Prepared:
         road,
         actors,
         ego,
-        structure.correction,
     )
 
 
@@ -144,6 +145,14 @@ def _path_yaw(ego: Trajectory, xy_m: Float[np.ndarray, "n 2"]) -> Float[np.ndarr
     return ego.planar[nearest, 2]
 
 
+def _upper_color(view: View) -> Float[np.ndarray, "3"]:
+    """Mean colour of the upper eighth of the image, or of its usable pixels."""
+    if view.usable is None:
+        return view.image[: max(1, len(view.image) // 8)].mean(axis=(0, 1))
+    pixels = view.image[view.usable]
+    return pixels[: max(1, len(pixels) // 8)].mean(axis=0)
+
+
 def initial_model(prepared: Prepared, config: ReconstructionConfig, device: str) -> SceneModel:
     """The first Gaussians with their owners, and a sky in the mean colour of the images' upper rows."""
     centers = np.stack([view.T_world_camera[:3, 3] for view in prepared.training])
@@ -156,9 +165,7 @@ def initial_model(prepared: Prepared, config: ReconstructionConfig, device: str)
     ]
     owners = (BACKGROUND, ROAD, *range(FIRST_ACTOR, FIRST_ACTOR + len(prepared.actors)))
     owner = torch.cat([torch.full((len(part),), number) for number, part in zip(owners, parts, strict=True)])
-    upper = np.mean(
-        [view.image[: max(1, len(view.image) // 8)].mean(axis=(0, 1)) for view in prepared.training], axis=0
-    )
+    upper = np.mean([_upper_color(view) for view in prepared.training], axis=0)
     size = config.sky_size_px
     sky = torch.from_numpy((upper / 255.0).astype(np.float32)).expand(6, size, size, 3).clone()
     gaussians = Gaussians.concatenate(parts).to(device)

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neural_sim.clips.clip import Clip
+from neural_sim.errors import InputError
 from neural_sim.gaussians import Gaussians
 from neural_sim.reconstruction.actor_motion import SweptSpace
-from neural_sim.reconstruction.actors import actor_poses
 from neural_sim.reconstruction.config import ReconstructionConfig
+from neural_sim.reconstruction.drawing import Target, draw, make_target
 from neural_sim.reconstruction.ground import ground_from_path
 from neural_sim.reconstruction.memory import check_memory
 from neural_sim.reconstruction.model import BACKGROUND, FIRST_ACTOR, ROAD, SceneModel
 from neural_sim.reconstruction.off_log import measure_off_log
 from neural_sim.reconstruction.optimisation import Running, Surroundings, optimise
+from neural_sim.reconstruction.placement import placed_actors
 from neural_sim.reconstruction.preparation import Prepared, initial_model, prepare
 from neural_sim.reconstruction.quality import measure_quality
 from neural_sim.reconstruction.views import View, check_clip
@@ -52,17 +55,23 @@ def reconstruct(
     `config.checkpoint_every` iterations and continues from one that fits, bit-identically. Held-out quality is in
     `scene.metadata["quality"]`. `watch(iterations done, measure)` is called after every iteration; `measure()` gives
     the held-out quality then. Raises `InputError` on a clip without cameras, with fewer than 8 usable frames,
-    unreadable images, poses that do not move, or a memory budget
+    unreadable images, poses that do not move, a lens or rolling shutter on the gsplat backend, or a memory budget
     that the prediction exceeds.
     """
     started_s = time.monotonic()
     check_clip(clip)
+    _check_backend(clip, config, device)
     check_memory(clip, config)
     prepared = prepare(clip, config, seed)
     model = initial_model(prepared, config, device)
     logger.info("reconstruct %s: %d initial Gaussians, %.1f s", clip.clip_id, len(model), time.monotonic() - started_s)
     world = Surroundings(
-        prepared.training, prepared.tracks, prepared.knots, SweptSpace(prepared.tracks), prepared.surface
+        prepared.training,
+        [prepared.request(view) for view in prepared.training],
+        prepared.tracks,
+        prepared.knots,
+        SweptSpace(prepared.tracks),
+        prepared.surface,
     )
     fingerprint = _fingerprint(clip, config, seed, prepared.training)
     running = Running(work_dir, fingerprint, time.monotonic() - started_s, _watched(watch, model, prepared, config))
@@ -83,6 +92,20 @@ def reconstruct(
     return scene
 
 
+def _check_backend(clip: Clip, config: ReconstructionConfig, device: str) -> None:
+    """Raise `InputError` naming a camera that gsplat draws without the gradients that densification needs."""
+    on_cuda = torch.device(device).type == "cuda"
+    if config.backend != "gsplat" and not (config.backend == "auto" and on_cuda):
+        return
+    for name, frames in clip.cameras.items():
+        if frames.camera.distortion is not None or frames.camera.shutter_us:
+            raise InputError(
+                f"clip {clip.clip_id}: camera {name} has a {frames.camera.model} lens and a readout of "
+                f"{frames.camera.shutter_us} us; reconstruction on gsplat takes pinhole cameras with global shutters "
+                "only, use the CPU (--device cpu)"
+            )
+
+
 def _watched(
     watch: Watch | None, model: SceneModel, prepared: Prepared, config: ReconstructionConfig
 ) -> Callable[[int], None] | None:
@@ -94,10 +117,12 @@ def _watched(
 def _views_quality(
     model: SceneModel, prepared: Prepared, views: Sequence[View], config: ReconstructionConfig
 ) -> dict[str, Any]:
-    def gaussians_at(t_us: int) -> Gaussians:
-        return model.posed(actor_poses(prepared.tracks, t_us), prepared.knots.at(model.actor_offsets.detach(), t_us))
+    def drawn(view: View) -> tuple[Tensor, Target]:
+        target = make_target(view, prepared.request(view)).to(str(model.device))
+        actors = placed_actors(model, prepared.tracks, target.request, prepared.knots)
+        return draw(model.gaussians(), model.sky, target, config.backend, actors)[0], target
 
-    return measure_quality(views, gaussians_at, model.sky.detach(), config.backend)
+    return measure_quality(views, drawn)
 
 
 def _quality(model: SceneModel, prepared: Prepared, config: ReconstructionConfig, done: int) -> dict[str, Any]:
@@ -163,7 +188,7 @@ def _fingerprint(clip: Clip, config: ReconstructionConfig, seed: int, views: Seq
     for view in views:
         digest.update(view.image.tobytes())
         digest.update(view.T_world_camera.tobytes())
-        digest.update(view.camera.K.tobytes())
+        digest.update(json.dumps(view.camera.to_json()).encode())
     for track in clip.tracks:
         digest.update(track.track_id.encode())
         digest.update(track.trajectory.T_world_rig.tobytes())

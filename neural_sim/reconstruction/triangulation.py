@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 
-from neural_sim.reconstruction.tracks import FeatureTracks
+from neural_sim.reconstruction.tracks import Bearings, FeatureTracks
 
 MAX_REPROJECTION_PX = 1.5
 MAX_RELATIVE_DEPTH_ERROR = 0.12
@@ -39,6 +39,8 @@ def triangulate(
     max_reprojection_px: float = MAX_REPROJECTION_PX,
 ) -> TriangulatedPoints:
     """Place every track in the world and keep what the images, with intrinsics `K` (px), agree on.
+
+    Tracks with bearings are placed by these instead, in pixels of their lenses, and depth is along the bearing.
 
     The start is the point nearest to all rays (linear least squares); Gauss-Newton on the reprojection with Huber
     weights follows. A point stays when its reprojection is below `max_reprojection_px`, its depth lies within
@@ -76,9 +78,12 @@ def sum_by_track(tracks: FeatureTracks, values: Float[np.ndarray, "m *n"]) -> Fl
 
 
 def _nearest_to_rays(tracks: FeatureTracks, K: np.ndarray, T: np.ndarray) -> np.ndarray:
-    pixels = np.column_stack([tracks.xy_px, np.ones(len(tracks.xy_px))])
-    world_from_pixel = np.einsum("vji,vjk->vik", T[:, :3, :3], np.linalg.inv(K))
-    rays = np.einsum("mij,mj->mi", world_from_pixel[tracks.image], pixels)
+    if tracks.bearings is None:
+        pixels = np.column_stack([tracks.xy_px, np.ones(len(tracks.xy_px))])
+        world_from_pixel = np.einsum("vji,vjk->vik", T[:, :3, :3], np.linalg.inv(K))
+        rays = np.einsum("mij,mj->mi", world_from_pixel[tracks.image], pixels)
+    else:
+        rays = np.einsum("mji,mj->mi", T[tracks.image, :3, :3], tracks.bearings.ray)
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
     centers = -np.einsum("vji,vj->vi", T[:, :3, :3], T[:, :3, 3])[tracks.image]
     across = np.eye(3) - rays[:, :, None] * rays[:, None, :]
@@ -94,9 +99,15 @@ def project_tracks(
     T_camera_world: Float[np.ndarray, "v 4 4"],
     points_m: Float[np.ndarray, "t 3"],
 ) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2 3"], Float[np.ndarray, "m"]]:
-    """Distance of each track's world point from its observations, px, its Jacobian, px/m, and the depth, m."""
+    """Distance of each track's world point from its observations, px, its Jacobian, px/m, and the depth, m.
+
+    Of tracks with bearings all three are to first order around the bearing.
+    """
     T = T_camera_world[tracks.image]
     local = np.einsum("mij,mj->mi", T[:, :3, :3], points_m[tracks.track]) + T[:, :3, 3]
+    if tracks.bearings is not None:
+        residual, by_local, depth = _miss_bearings(tracks.bearings, local)
+        return residual, by_local @ T[:, :3, :3], depth
     depth = np.where(np.abs(local[:, 2]) < 1e-3, 1e-3, local[:, 2])
     focal, center = K[:, [0, 1], [0, 1]][tracks.image], K[:, :2, 2][tracks.image]
     xy = focal * local[:, :2] / depth[:, None] + center
@@ -104,6 +115,19 @@ def project_tracks(
     by_local[:, 0, 0], by_local[:, 1, 1] = focal[:, 0] / depth, focal[:, 1] / depth
     by_local[:, :, 2] = -focal * local[:, :2] / depth[:, None] ** 2
     return xy - tracks.xy_px, by_local @ T[:, :3, :3], local[:, 2]
+
+
+def _miss_bearings(
+    bearings: Bearings, local: Float[np.ndarray, "m 3"]
+) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2 3"], Float[np.ndarray, "m"]]:
+    """How far camera-frame points are off their bearings: px, px/m, and the depth along the bearing, m."""
+    depth = (local * bearings.ray).sum(axis=1)
+    safe = np.where(np.abs(depth) < 1e-3, 1e-3, depth)[:, None]
+    plane = local / safe
+    residual = np.einsum("mki,mi->mk", bearings.px_by_ray, plane - bearings.ray)
+    along = np.einsum("mki,mi->mk", bearings.px_by_ray, plane)
+    by_local = (bearings.px_by_ray - along[:, :, None] * bearings.ray[:, None, :]) / safe[..., None]
+    return residual, by_local, depth
 
 
 def huber_weights(residual_px: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "m"]:
