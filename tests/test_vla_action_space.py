@@ -227,14 +227,14 @@ def kitti_windows(lever_arm_m):
 
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs the shared drives")
-@pytest.mark.parametrize("name", ["0061", "0103", "0553", "0655", "1077"])
+@pytest.mark.parametrize("name", ["0061", "0103", "0553", "0655", "1077", "argoverse2"])
 def test_real_logs_in_traffic_round_trip_below_two_centimetres(name, tmp_path):
     from neural_sim.clips.options import IngestOptions
     from neural_sim.clips.registry import ingest
     from pipelines.training.clip_examples import ego_future
 
-    root = SHARED_DATA / "scenarionet"
-    log = ingest("scenarionet", IngestOptions(root=root, sequence=name), tmp_path / "clip").ego
+    dataset, sequence = ("argoverse2", "") if name == "argoverse2" else ("scenarionet", name)
+    log = ingest(dataset, IngestOptions(root=SHARED_DATA / dataset, sequence=sequence), tmp_path / "clip").ego
     now_us = np.arange(log.start_us, log.end_us - 6_400_000, 500_000)
     plans = torch.from_numpy(np.stack([ego_future(log, int(t_us)) for t_us in now_us])).double()
     v0 = torch.from_numpy(log.speed_mps_at(now_us)).double()
