@@ -13,7 +13,6 @@ import yaml
 
 from eval.report import write_report
 from eval.results import EvaluationResult, TrainingProgress
-from neural_sim.artifacts import write_json
 from neural_sim.nerf.storage import nerf_path
 from neural_sim.simulation.config import SimulationConfig
 from pipelines.config import EvaluationConfig, config_to_mapping
@@ -29,7 +28,7 @@ from pipelines.evaluation_units import (
     open_loop_unit,
 )
 from pipelines.processes import default_workers, exclusive, run_units
-from pipelines.provenance import begin_artifact, provenance, provenance_path
+from pipelines.provenance import begin_artifact, begun_with, provenance, provenance_path, write_record
 from pipelines.shards.reader import file_sha256
 from pipelines.units import chunks, read_scene_ids
 from pipelines.worlds import require_renderable
@@ -117,8 +116,12 @@ def _settings(
 
 
 def _report(out: Path, result: EvaluationResult, settings: dict[str, Any]) -> None:
-    made = provenance("evaluate", settings)
+    made, earlier = provenance("evaluate", settings), begun_with(out)
     versions = {"commit": str(made["commit"]), **made["versions"]}
+    if earlier:
+        commits = ", ".join(dict.fromkeys(str(item["commit"]) for item in earlier))
+        note = f"Made with several versions: what was finished before with commit {commits} was kept."
+        result = replace(result, notes=(*result.notes, note))
     write_report(out, result, provenance=versions, config_yaml=yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -167,7 +170,7 @@ def _admit_further_policies(out: Path, settings: dict[str, Any]) -> None:
     had = old.get("policies", {})
     if had.items() < settings["policies"].items() and {**old, "policies": settings["policies"]} == settings:
         (out / "summary.json").unlink(missing_ok=True)
-        write_json(record, provenance("evaluate", settings))
+        write_record(out, "evaluate", settings)
 
 
 def _conditions(settings: Mapping[str, Any], places: Sequence[tuple[Path, str]]) -> dict[str, Any]:

@@ -88,8 +88,33 @@ def begin_artifact(
             shutil.rmtree(artifact)
         else:
             artifact.unlink()
-    write_json(record, provenance(stage, settings))
+    write_record(artifact, stage, settings)
     return False
+
+
+def write_record(artifact: Path, stage: str, settings: dict[str, Any]) -> None:
+    """Write the provenance of `artifact`; other versions that made what is there of it stay named, with a warning.
+
+    They are in `begun_with`, a list of what `provenance` says of versions, the oldest first.
+    """
+    record, made = provenance_path(artifact), provenance(stage, settings)
+    if artifact.exists() and record.is_file():
+        old = json.loads(record.read_text())
+        begun_with = [*old.get("begun_with", []), _versions(old)]
+        made["begun_with"] = [item for item in begun_with if item != _versions(made)]
+        if made["begun_with"]:
+            changed = "; ".join(differences(made["begun_with"][-1], _versions(made)))
+            logger.warning("%s: begun with other versions (%s); what they made is kept", artifact, changed)
+    write_json(record, made)
+
+
+def begun_with(artifact: Path) -> list[dict[str, Any]]:
+    """Versions other than the last that made some of an artefact: `roadloop`, `commit` and `versions` of each."""
+    return json.loads(provenance_path(artifact).read_text()).get("begun_with", [])
+
+
+def _versions(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: record.get(name) for name in ("roadloop", "commit", "versions")}
 
 
 def _refuse_changes(artifact: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -348,3 +348,11 @@ def test_distance_of_executed_plans_reaches_the_report(reports):
     report = reports["both"]
     assert "Distance d^g of executed plans" in (report / "report.html").read_text()
     assert np.isfinite([cell["mean"] for cell in summary_of(report)["policies"]["calm"].values() if cell["mean"]]).all()
+
+
+def test_a_report_of_several_versions_says_so(tmp_path, scenes, monkeypatch):
+    run(tmp_path, scenes, "calm")
+    monkeypatch.setattr(pipelines.provenance, "source_commit", lambda: "4567def")
+    report = run(tmp_path, scenes, "calm", "wild")
+    note = "Made with several versions: what was finished before with commit 0123abc was kept."
+    assert note in (report / "report.html").read_text()

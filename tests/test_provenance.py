@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+import pipelines.provenance
 from neural_sim.errors import InputError
-from pipelines.provenance import begin_artifact, provenance_path
+from pipelines.provenance import begin_artifact, begun_with, provenance_path
 
 
 def test_a_whole_artefact_with_the_same_settings_is_kept(tmp_path):
@@ -63,3 +64,22 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
     (tmp_path / ".other.12345678.partial").write_text("somebody else is writing this")
     begin_artifact(folder, "evaluate", {}, resume=True, complete=folder / "summary.json")
     assert [path.name for path in tmp_path.rglob("*.partial")] == [".other.12345678.partial"]
+
+
+def test_versions_that_began_an_artefact_stay_named(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "report"
+    for commit in ("monday", "monday", "tuesday", "tuesday", "wednesday"):
+        monkeypatch.setattr(pipelines.provenance, "source_commit", lambda commit=commit: commit)
+        begin_artifact(folder, "evaluate", {}, resume=True, complete=folder / "summary.json")
+        folder.mkdir(exist_ok=True)
+    assert [item["commit"] for item in begun_with(folder)] == ["monday", "tuesday"]
+    assert "begun with other versions (commit: 'tuesday' -> 'wednesday'); what they made is kept" in caplog.text
+
+
+def test_an_artefact_made_anew_has_no_earlier_versions(tmp_path, monkeypatch):
+    folder = tmp_path / "report"
+    for commit in ("monday", "tuesday"):
+        monkeypatch.setattr(pipelines.provenance, "source_commit", lambda commit=commit: commit)
+        begin_artifact(folder, "evaluate", {}, resume=False)
+        folder.mkdir()
+    assert begun_with(folder) == []
