@@ -1,10 +1,12 @@
 """Atomic writes: a file or folder under its final name is always whole."""
 
 import contextlib
+import ctypes
 import glob
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,11 +38,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        _flush_folder_to_disk(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, on the same disk, for what goes into it; it is deleted at the end.
+
+    What a killed process left of it is deleted by `remove_partials`.
+    """
+    folder = _temporary_sibling(path)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -61,6 +78,19 @@ def remove_partials(artifact: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _flush_folder_to_disk(folder: Path) -> None:
+    """Wait until what lies in `folder` is on its disk; one call for all of the disk, as thousands for files are slow."""
+    if sys.platform != "linux":
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def _flush_to_disk(path: Path) -> None:

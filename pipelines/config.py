@@ -240,13 +240,7 @@ def _require_at_least(name: str, found: float, minimum: float) -> None:
 
 def load_config(path: Path) -> RunConfig:
     """Read a run configuration from YAML. Raises `InputError` on an unknown field or a value of the wrong type."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file; shipped ones: {', '.join(shipped_configs())}")
-    try:
-        mapping = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    return config_from_mapping(RunConfig, mapping, str(path))
+    return config_from_file(RunConfig, path, f"shipped ones: {', '.join(shipped_configs())}")
 
 
 def load_shipped_config(name: str) -> RunConfig:
@@ -258,6 +252,21 @@ def load_shipped_config(name: str) -> RunConfig:
 def shipped_configs() -> list[str]:
     """Names of the configurations in `configs/`."""
     return sorted(item.name for item in resources.files("configs").iterdir() if item.name.endswith(".yaml"))
+
+
+def config_from_file(kind: type[T], path: Path, hint: str) -> T:
+    """Read a configuration dataclass from YAML.
+
+    Raises `InputError` when there is no such file (`hint` says where to find one), on an unknown field and on a value
+    of the wrong type.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file; {hint}")
+    try:
+        mapping = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    return config_from_mapping(kind, mapping, str(path))
 
 
 def config_from_mapping(kind: type[T], mapping: Any, where: str) -> T:

@@ -26,7 +26,7 @@ def moved(clip, index, offset_m):
 def test_a_sound_clip_has_no_problems(clip):
     assert check_clip(clip, decode_images=True) == []
     assert check_clip(clip, decode_images=False) == []
-    require_sound(clip, decode_images=True)
+    require_sound(clip)
 
 
 @pytest.mark.parametrize("decode_images", [True, False])
@@ -111,14 +111,16 @@ def test_too_short(tmp_path):
         require_duration(short)
     require_duration(short, history_s=1.0, horizon_s=3.0)
     with pytest.raises(InputError, match=r"^clip synthetic-1: 4\.00 s long, but 8\.00 s are required"):
-        require_sound(short, decode_images=False)
+        require_sound(short)
 
 
-def test_require_sound_counts_the_others(clip):
-    for frames in clip.cameras.values():
-        frames.paths[0].unlink()
-    with pytest.raises(InputError, match=r"clip synthetic-1: camera camera_front, frame 0 .* \(and 1 more problems\)"):
-        require_sound(clip, decode_images=False)
+def test_require_sound_counts_the_others_and_reads_no_image(clip):
+    for path in clip.cameras["camera_front"].paths:
+        path.unlink()
+    require_sound(clip)
+    twins = replace(clip, tracks=(*clip.tracks, clip.tracks[0]), ego=moved(clip, 50, 5.2).ego)
+    with pytest.raises(InputError, match=r"^clip synthetic-1: ego: jumps by 5\.2 m .* \(and 1 more problems\)$"):
+        require_sound(twins)
 
 
 def test_selection_by_time_and_rate():

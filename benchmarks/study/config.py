@@ -17,6 +17,7 @@ from pipelines.config import (
     PretrainConfig,
     RendererKind,
     RolloutConfig,
+    config_from_file,
     config_from_mapping,
     config_to_mapping,
     differences,
@@ -145,13 +146,7 @@ class StudyConfig:
 
 def load_study(path: Path) -> StudyConfig:
     """Read a study from YAML. Raises `InputError` on an unknown field or a value of the wrong type."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such study configuration; shipped ones lie in configs/study/")
-    try:
-        mapping = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    return config_from_mapping(StudyConfig, mapping, str(path))
+    return config_from_file(StudyConfig, path, "those of studies lie in configs/study/")
 
 
 def claim_folder(config: StudyConfig, out: Path) -> None:

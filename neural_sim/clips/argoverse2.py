@@ -1,12 +1,12 @@
 """Reader of Argoverse 2 sensor logs: cameras, lidar, boxes, map. Logs without images become clips without cameras."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from neural_sim.artifacts import work_folder
 from neural_sim.cameras import Camera
 from neural_sim.clips.argoverse_map import read_map
 from neural_sim.clips.clip import CameraFrames, Clip
@@ -64,7 +64,7 @@ def ingest_argoverse2(options: IngestOptions, out: Path) -> Clip:
     else:
         refuse_camera_options(options, f"argoverse2 log {log.name}")
         cameras, kept = {}, select_poses(ego, options, str(log))
-    with tempfile.TemporaryDirectory() as folder:
+    with work_folder(out) as work:
         clip = Clip(
             clip_id=out.name,
             source=_source(log),
@@ -73,9 +73,9 @@ def ingest_argoverse2(options: IngestOptions, out: Path) -> Clip:
             ego_vehicle=FORD_FUSION,
             tracks=crop_tracks(_tracks(log / "annotations.feather", ego), kept),
             road_map=_map(log),
-            lidar_paths=_lidar(log, kept, Path(folder)),
+            lidar_paths=_lidar(log, kept, work),
         )
-        return finish_clip(with_local_world(clip), options, out)
+        return finish_clip(with_local_world(clip), options, out, work)
 
 
 def find_log(options: IngestOptions) -> Path:

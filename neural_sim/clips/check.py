@@ -1,15 +1,13 @@
 """Is a clip sound? The questions that ingest and inspect ask."""
 
-import functools
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float
 
 from neural_sim.clips.array_errors import NPY_ERRORS
 from neural_sim.clips.clip import CameraFrames, Clip
+from neural_sim.clips.frame_work import over_frames
 from neural_sim.errors import InputError
 from neural_sim.frames import wrap_angle
 from neural_sim.trajectory import Trajectory
@@ -35,17 +33,13 @@ def check_clip(clip: Clip, *, decode_images: bool) -> list[str]:
     example, ego or actor poses that move faster than 60 m/s or jump by more than 5 m, and an ego that turns tighter
     than a car can. A clip without cameras is sound: it cannot be reconstructed, but it can be driven in without images.
     """
-    problems = [problem for frames in clip.cameras.values() for problem in _frame_problems(frames, clip, decode_images)]
-    problems += _motion_problems(clip.ego, "ego")
-    problems += _curvature_problems(clip.ego)
-    problems += _track_problems(clip)
-    problems += _lidar_problems(clip)
-    return problems + _duration_problems(clip, HISTORY_S, HORIZON_S)
+    problems = [problem for frames in clip.cameras.values() for problem in _image_problems(frames, decode_images)]
+    return problems + _problems_beside_images(clip)
 
 
-def require_sound(clip: Clip, *, decode_images: bool) -> None:
-    """Raise `InputError` with the first problem of `check_clip` and the number of others."""
-    problems = check_clip(clip, decode_images=decode_images)
+def require_sound(clip: Clip) -> None:
+    """Raise `InputError` with the first problem of `check_clip` and the number of others; image files are not read."""
+    problems = _problems_beside_images(clip)
     if problems:
         others = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise InputError(f"clip {clip.clip_id}: {problems[0]}{others}")
@@ -58,6 +52,15 @@ def require_duration(clip: Clip, history_s: float = HISTORY_S, horizon_s: float 
         raise InputError(f"clip {clip.clip_id}: {problems[0]}")
 
 
+def _problems_beside_images(clip: Clip) -> list[str]:
+    problems = [problem for frames in clip.cameras.values() for problem in _time_problems(frames, clip)]
+    problems += _motion_problems(clip.ego, "ego")
+    problems += _curvature_problems(clip.ego)
+    problems += _track_problems(clip)
+    problems += _lidar_problems(clip)
+    return problems + _duration_problems(clip, HISTORY_S, HORIZON_S)
+
+
 def _duration_problems(clip: Clip, history_s: float, horizon_s: float) -> list[str]:
     required_s = history_s + horizon_s
     if clip.duration_s >= required_s:
@@ -68,7 +71,7 @@ def _duration_problems(clip: Clip, history_s: float, horizon_s: float) -> list[s
     ]
 
 
-def _frame_problems(frames: CameraFrames, clip: Clip, decode_images: bool) -> Iterator[str]:
+def _time_problems(frames: CameraFrames, clip: Clip) -> Iterator[str]:
     name, t_us = frames.camera.name, frames.t_us
     if len(t_us) == 0 or len(t_us) != len(frames.paths):
         yield f"camera {name}: {len(t_us)} frame times for {len(frames.paths)} images; ingest again"
@@ -86,20 +89,19 @@ def _frame_problems(frames: CameraFrames, clip: Clip, decode_images: bool) -> It
             f"camera {name}: {outside.size} of {len(t_us)} frames lie outside the ego poses, first frame {outside[0]} "
             f"at {t_us[outside[0]]} us (poses: {clip.ego.start_us} to {clip.ego.end_us} us); choose a range with poses"
         )
-    check = frames.verify if decode_images else frames.check_header
-    # Decoding releases the interpreter lock, so threads are enough to keep the disk busy.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        for problem in threads.map(functools.partial(_problem_of, check), range(len(t_us))):
-            if problem:
-                yield problem
 
 
-def _problem_of(check: Callable[[int], None], index: int) -> str:
-    try:
-        check(index)
-    except InputError as error:
-        return str(error)
-    return ""
+def _image_problems(frames: CameraFrames, decode: bool) -> Iterator[str]:
+    check: Callable[[int], None] = frames.verify if decode else frames.check_header
+
+    def problem_of(index: int) -> str:
+        try:
+            check(index)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    yield from filter(None, over_frames(problem_of, len(frames.paths)))
 
 
 def _motion_problems(trajectory: Trajectory, who: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The clip: one recorded drive, in memory."""
 
 import contextlib
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from neural_sim.cameras import Camera
+from neural_sim.clips.image_files import DamagedImageError, image_size
 from neural_sim.errors import InputError
 from neural_sim.road_map import RoadMap
 from neural_sim.road_users import EgoVehicle, Track
@@ -39,9 +41,25 @@ class CameraFrames:
         with self._opened(index) as image:
             return np.asarray(image.convert("RGB"))
 
+    def read_file(self, index: int) -> bytes:
+        """The file of frame `index` as it is, once its structure (`image_files.image_size`) was found whole.
+
+        Raises `InputError` when the file is missing, damaged as far as that shows, or not of the calibrated size.
+        """
+        where = self._where(index)
+        try:
+            content = self.paths[index].read_bytes()
+            size = image_size(content)
+        except FileNotFoundError as error:
+            raise InputError(f"{where}: the image file is missing; restore it or ingest a range without it") from error
+        except (OSError, DamagedImageError) as error:
+            raise InputError(f"{where}: the image does not decode ({error}); restore the file") from error
+        self._require_size(size, where)
+        return content
+
     def verify(self, index: int) -> None:
-        """Decode frame `index` to its end without keeping it, JPEGs at an eighth of their size; raises as `load`."""
-        with self._opened(index) as image:
+        """Decode frame `index` to its end without keeping it, JPEGs at an eighth of their size; raises as `read_file`."""
+        with _decoding(self._where(index)), Image.open(io.BytesIO(self.read_file(index))) as image:
             image.draft("L", (1, 1))
             image.load()
 
@@ -50,23 +68,32 @@ class CameraFrames:
         with self._opened(index):
             pass
 
+    def _where(self, index: int) -> str:
+        return f"camera {self.camera.name}, frame {index} ({self.paths[index]})"
+
+    def _require_size(self, size: tuple[int, int], where: str) -> None:
+        if size != (self.camera.width_px, self.camera.height_px):
+            raise InputError(
+                f"{where}: image is {size[0]}x{size[1]} but the calibration says {self.camera.width_px}x"
+                f"{self.camera.height_px}; use the calibration that belongs to these images"
+            )
+
     @contextlib.contextmanager
     def _opened(self, index: int) -> Iterator[Image.Image]:
-        path = self.paths[index]
-        where = f"camera {self.camera.name}, frame {index} ({path})"
-        if not path.is_file():
+        where = self._where(index)
+        if not self.paths[index].is_file():
             raise InputError(f"{where}: the image file is missing; restore it or ingest a range without it")
-        try:
-            with Image.open(path) as image:
-                if image.size != (self.camera.width_px, self.camera.height_px):
-                    raise InputError(
-                        f"{where}: image is {image.size[0]}x{image.size[1]} but the calibration says "
-                        f"{self.camera.width_px}x{self.camera.height_px}; use the calibration that belongs to these "
-                        "images"
-                    )
-                yield image
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{where}: the image does not decode ({error}); restore the file") from error
+        with _decoding(where), Image.open(self.paths[index]) as image:
+            self._require_size(image.size, where)
+            yield image
+
+
+@contextlib.contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where}: the image does not decode ({error}); restore the file") from error
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Reader of comma2k19 segments: front camera video at 20 Hz and global poses; no road users, no map."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy.spatial.transform import Rotation
 
+from neural_sim.artifacts import work_folder
 from neural_sim.cameras import Camera
 from neural_sim.clips.array_errors import NPY_ERRORS
 from neural_sim.clips.clip import CameraFrames, Clip
@@ -43,9 +43,9 @@ def ingest_comma2k19(options: IngestOptions, out: Path) -> Clip:
     quaternion_wxyz = read_array(poses_folder / "frame_orientations", (len(t_us), 4))
     ego = trajectory_from_poses(t_us, _rig_poses(position, quaternion_wxyz, str(poses_folder)), str(poses_folder))
     kept = select_frames(t_us, options, str(segment))
-    with tempfile.TemporaryDirectory() as work:
+    with work_folder(out) as work:
         video = segment / "video.hevc"
-        paths = extract_frames(video, kept, Path(work) / CAMERA, (WIDTH_PX, HEIGHT_PX), str(video))
+        paths = extract_frames(video, kept, work / CAMERA, (WIDTH_PX, HEIGHT_PX), str(video))
         clip = Clip(
             clip_id=out.name,
             source={
@@ -59,7 +59,7 @@ def ingest_comma2k19(options: IngestOptions, out: Path) -> Clip:
             ego=cover(ego, int(t_us[kept[0]]), int(t_us[kept[-1]])),
             ego_vehicle=HONDA_CIVIC,
         )
-        return finish_clip(with_local_world(clip), options, out)
+        return finish_clip(with_local_world(clip), options, out, work)
 
 
 def read_array(path: Path, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:

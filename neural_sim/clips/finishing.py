@@ -2,14 +2,15 @@
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from neural_sim.artifacts import work_folder
 from neural_sim.clips.check import require_sound
 from neural_sim.clips.clip import Clip
 from neural_sim.clips.ego_smoothing import smooth_ego
@@ -25,9 +26,10 @@ from neural_sim.trajectory import Trajectory
 logger = logging.getLogger("roadloop")
 
 
-def finish_clip(clip: Clip, options: IngestOptions, out: Path) -> Clip:
-    """Add a map and smooth the ego poses if asked, check the clip, decode every image, resize, write and read back.
+def finish_clip(clip: Clip, options: IngestOptions, out: Path, own: Path | None = None) -> Clip:
+    """Add a map and smooth the ego poses if asked, check the clip, resize, write and read back.
 
+    Image files are checked as they are written (`CameraFrames.read_file`), those below `own` (`work_folder`) moved.
     Raises `InputError` with the first problem found; nothing is left at `out` then.
     """
     if options.map is not None:
@@ -35,14 +37,14 @@ def finish_clip(clip: Clip, options: IngestOptions, out: Path) -> Clip:
     if options.smooth_ego_s is not None:
         clip, change = smooth_ego(clip, options.smooth_ego_s)
         logger.info("ingest: %s: %s", clip.clip_id, change)
-    require_sound(clip, decode_images=True)
+    require_sound(clip)
     if options.scale == 1.0 or not clip.cameras:
-        return _written(clip, out)
-    with tempfile.TemporaryDirectory() as folder:
-        resized = {
-            name: resize_frames(frames, options.scale, Path(folder) / name) for name, frames in clip.cameras.items()
-        }
-        return _written(replace(clip, cameras=resized), out)
+        return _written(clip, out, own)
+    with ExitStack() as stack:
+        own = stack.enter_context(work_folder(out)) if own is None else own
+        folder = own / "resized"
+        cameras = {name: resize_frames(frames, options.scale, folder / name) for name, frames in clip.cameras.items()}
+        return _written(replace(clip, cameras=cameras), out, own)
 
 
 def _with_map(clip: Clip, path: Path) -> Clip:
@@ -52,9 +54,9 @@ def _with_map(clip: Clip, path: Path) -> Clip:
     return replace(clip, road_map=road_map, source={**clip.source, "map": path.name})
 
 
-def _written(clip: Clip, out: Path) -> Clip:
+def _written(clip: Clip, out: Path, own: Path | None) -> Clip:
     """The clip as read back from `out`, which is not left there when it does not read."""
-    write_clip(clip, out)
+    write_clip(clip, out, own)
     try:
         return read_clip(out)
     except InputError:

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from neural_sim.clips.clip import CameraFrames
+from neural_sim.clips.frame_work import over_frames
 from neural_sim.clips.options import IngestOptions
 from neural_sim.errors import InputError
 
@@ -70,8 +71,8 @@ def resize_frames(frames: CameraFrames, scale: float, folder: Path) -> CameraFra
     size = (max(1, round(camera.width_px * scale)), max(1, round(camera.height_px * scale)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / path.name for path in frames.paths)
-    for index, target in enumerate(paths):
-        _resize_image(frames, index, size, target)
+    for _ in over_frames(lambda index: _resize_image(frames, index, size, paths[index]), len(paths)):
+        pass
     return CameraFrames(camera.resized(*size), frames.t_us, paths)
 
 

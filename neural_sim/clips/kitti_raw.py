@@ -1,11 +1,11 @@
 """Reader of synchronised and rectified KITTI raw drives: cameras, GPS/IMU poses, lidar, tracklets."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from neural_sim.artifacts import work_folder
 from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.clips.finishing import (
@@ -65,7 +65,7 @@ def ingest_kitti_raw(options: IngestOptions, out: Path) -> Clip:
     else:
         refuse_camera_options(options, f"kitti-raw drive {drive.name}")
         cameras, kept = {}, select_poses(ego, options, str(drive))
-    with tempfile.TemporaryDirectory() as work:
+    with work_folder(out) as work:
         clip = Clip(
             clip_id=out.name,
             source={
@@ -80,9 +80,9 @@ def ingest_kitti_raw(options: IngestOptions, out: Path) -> Clip:
             ego=kept,
             ego_vehicle=PASSAT_VARIANT,
             tracks=crop_tracks(_tracks(drive, ego, T_rig_velo), kept),
-            lidar_paths=_lidar(drive, kept, T_rig_velo, Path(work)),
+            lidar_paths=_lidar(drive, kept, T_rig_velo, work),
         )
-        return finish_clip(with_local_world(clip), options, out)
+        return finish_clip(with_local_world(clip), options, out, work)
 
 
 def find_drive(options: IngestOptions) -> Path:

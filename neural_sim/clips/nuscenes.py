@@ -1,6 +1,5 @@
 """Reader of nuScenes in its published layout: cameras with sweeps, lidar keyframes, boxes, map expansion."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import shapely
 from jaxtyping import Float
 
+from neural_sim.artifacts import work_folder
 from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.clips.finishing import cover, crop_tracks, finish_clip, trajectory_from_poses, with_local_world
@@ -44,7 +44,7 @@ def ingest_nuscenes(options: IngestOptions, out: Path) -> Clip:
         min(int(frames.t_us[0]) for frames in cameras.values()),
         max(int(frames.t_us[-1]) for frames in cameras.values()),
     )
-    with tempfile.TemporaryDirectory() as work:
+    with work_folder(out) as work:
         clip = Clip(
             clip_id=out.name,
             source={
@@ -60,9 +60,9 @@ def ingest_nuscenes(options: IngestOptions, out: Path) -> Clip:
             ego_vehicle=RENAULT_ZOE,
             tracks=crop_tracks(_tracks(tables), ego),
             road_map=_map(root, tables.location, ego),
-            lidar_paths=_lidar(tables, root, ego, Path(work)),
+            lidar_paths=_lidar(tables, root, ego, work),
         )
-        return finish_clip(with_local_world(clip), options, out)
+        return finish_clip(with_local_world(clip), options, out, work)
 
 
 def category_of(name: str) -> str:

@@ -9,7 +9,6 @@
 Members are read in place: a camera chunk is about 2 GB and one clip of it is about 20 MB.
 """
 
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Float
 
+from neural_sim.artifacts import work_folder
 from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip
 from neural_sim.clips.finishing import cover, finish_clip, trajectory_from_poses, with_local_world
@@ -52,8 +52,8 @@ def ingest_physical_ai(options: IngestOptions, out: Path) -> Clip:
             f"{root / 'calibration'}: no calibration of {missing[0]} for clip {clip_id}; restore the files"
         )
     ego = _ego(root, clip_id, chunk)
-    with tempfile.TemporaryDirectory() as work:
-        frames = {name: _frames(root, clip_id, chunk, cameras[name], ego, options, Path(work) / name) for name in names}
+    with work_folder(out) as work:
+        frames = {name: _frames(root, clip_id, chunk, cameras[name], ego, options, work / name) for name in names}
         clip = Clip(
             clip_id=out.name,
             source={
@@ -68,7 +68,7 @@ def ingest_physical_ai(options: IngestOptions, out: Path) -> Clip:
             ego=cover(ego, *_span(frames)),
             ego_vehicle=EgoVehicle(),
         )
-        return finish_clip(with_local_world(clip), options, out)
+        return finish_clip(with_local_world(clip), options, out, work)
 
 
 def _find_clip(options: IngestOptions) -> tuple[Path, str, int]:

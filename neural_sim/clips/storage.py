@@ -13,6 +13,7 @@ import numpy as np
 from neural_sim.artifacts import atomic_folder
 from neural_sim.cameras import Camera
 from neural_sim.clips.clip import CameraFrames, Clip, NavigationStep
+from neural_sim.clips.frame_work import over_frames
 from neural_sim.clips.json_input import check_format_version, field, parse_json_object
 from neural_sim.clips.map_json import road_map_from_json, road_map_to_json
 from neural_sim.clips.tables import read_tracks, read_trajectory, write_tracks, write_trajectory
@@ -29,16 +30,18 @@ EGO_MASK_FILE = "ego_mask.png"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-def write_clip(clip: Clip, folder: Path) -> None:
+def write_clip(clip: Clip, folder: Path, own: Path | None = None) -> None:
     """Write `clip` as `folder`, replacing it; images and sweeps are copied from where the clip points.
 
-    The folder appears only when whole. Raises `InputError` when an image is missing, is neither JPEG nor PNG by name,
-    or a camera mixes the two.
+    Files below `own`, a folder on the same disk that nobody else needs, are moved and not copied. Of all others each
+    image is read once: what is found whole by `CameraFrames.read_file` is written. The folder appears only when whole
+    and on the disk. Raises `InputError` when an image is missing or damaged, is neither JPEG nor PNG by name, or a
+    camera mixes the two.
     """
     _check_clip_id(clip.clip_id, "clip")
     with atomic_folder(folder) as partial:
         for frames in clip.cameras.values():
-            _copy_frames(frames, partial / "frames" / frames.camera.name)
+            _place_frames(frames, partial / "frames" / frames.camera.name, own)
         write_trajectory(clip.ego, partial / "egomotion.parquet")
         write_tracks(clip.tracks, partial / "tracks.parquet")
         if clip.road_map is not None:
@@ -46,7 +49,7 @@ def write_clip(clip: Clip, folder: Path) -> None:
                 partial / "map.json", {"format_version": CLIP_FORMAT_VERSION, **road_map_to_json(clip.road_map)}
             )
         for t_us, source in clip.lidar_paths.items():
-            _copy(source, partial / "lidar" / f"{t_us}.npy")
+            _place(source, partial / "lidar" / f"{t_us}.npy", own)
         _write_json(partial / "clip.json", _clip_to_json(clip))
 
 
@@ -205,17 +208,29 @@ def _lidar_paths(t_us: list[Any], folder: Path, where: str) -> dict[int, Path]:
     return paths
 
 
-def _copy_frames(frames: CameraFrames, folder: Path) -> None:
+def _place_frames(frames: CameraFrames, folder: Path, own: Path | None) -> None:
     extension = _extension(frames)
-    for t_us, source in zip(frames.t_us, frames.paths, strict=True):
-        _copy(source, folder / f"{t_us}.{extension}")
+    folder.mkdir(parents=True)
+
+    def place(index: int) -> None:
+        target = folder / f"{frames.t_us[index]}.{extension}"
+        if own is not None and frames.paths[index].is_relative_to(own):
+            frames.paths[index].rename(target)
+        else:
+            target.write_bytes(frames.read_file(index))
+
+    for _ in over_frames(place, len(frames.paths)):
+        pass
 
 
-def _copy(source: Path, target: Path) -> None:
+def _place(source: Path, target: Path, own: Path | None) -> None:
     if not source.is_file():
         raise InputError(f"{source}: the file is missing; restore it or ingest a range without it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    if own is not None and source.is_relative_to(own):
+        source.rename(target)
+    else:
+        shutil.copyfile(source, target)
 
 
 def _extension(frames: CameraFrames) -> str:

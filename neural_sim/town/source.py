@@ -1,7 +1,6 @@
 """The town as a dataset: a clip made from its expert drive, with images, tracks, map and navigation."""
 
 import math
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from neural_sim.artifacts import work_folder
 from neural_sim.cameras import Camera
 from neural_sim.clips.check import require_sound
 from neural_sim.clips.clip import CameraFrames, Clip, NavigationStep, navigation_at
@@ -32,10 +32,10 @@ def ingest_town(options: IngestOptions, out: Path) -> Clip:
     config = town_config(options)
     town = build_town(config)
     start_us = round(options.start_s * 1e6)
-    with tempfile.TemporaryDirectory() as folder:
-        clip = render_clip(town, start_us, Path(folder), out.name)
-        require_sound(clip, decode_images=False)
-        write_clip(clip, out)
+    with work_folder(out) as work:
+        clip = render_clip(town, start_us, work, out.name)
+        require_sound(clip)
+        write_clip(clip, out, work)
     return read_clip(out)
 
 
