@@ -1,18 +1,21 @@
 """Speed and memory of ingesting a long drive: `python benchmarks/ingest.py --json ingest.json`.
 
 Writes a made-up drive in the layout of Argoverse 2 (six cameras at 10 Hz), copies its images with plain file copies,
-and ingests it in a process of its own. Compared are bytes per second; the memory is the peak of that process.
+and ingests it in a process of its own. Both read files that are not in memory and wait until theirs are on the disk.
+Ten minutes take 3.3 GB three times over, and are deleted at the end.
 """
 
 import argparse
 import json
-import resource
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,13 @@ import pyarrow as pa
 import pyarrow.feather as feather
 from PIL import Image
 
+from neural_sim.artifacts import flush_folder
+
 CAMERAS = ("front_center", "front_left", "front_right", "side_left", "side_right", "rear_left")
 WIDTH_PX, HEIGHT_PX, RATE_HZ, SPEED_MPS = 800, 450, 10, 8.0
 TEMPLATES = 12
-# A clip of 8 s is the shortest that is sound.
-SHORTEST_MINUTES = 0.2
+# A clip of 8 s is the shortest that is sound, and half of the drive is ingested too.
+SHORTEST_MINUTES = 0.3
 START_NS = 315_966_000_000_000_000
 
 
@@ -77,58 +82,89 @@ def _write(path: Path, columns: dict[str, Any]) -> None:
     feather.write_feather(pa.table(columns), str(path))
 
 
-def plain_copy(log: Path, out: Path) -> float:
-    """Seconds to copy every image, file by file."""
-    started_s = time.perf_counter()
+def forget(folder: Path) -> None:
+    """Write what is in `folder` to the disk and drop it from memory, so that it is read from the disk again."""
+    flush_folder(folder)
+    for path in folder.rglob("*.jpg"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def plain_copy(log: Path, out: Path) -> dict[str, float]:
+    """Copy every image, file by file, and wait for the disk."""
+    started_s, started_cpu_s = time.perf_counter(), time.process_time()
     for path in sorted((log / "sensors" / "cameras").rglob("*.jpg")):
         target = out / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    return time.perf_counter() - started_s
+    flush_folder(out)
+    return {"s": time.perf_counter() - started_s, "cpu_s": time.process_time() - started_cpu_s}
 
 
-def ingest(log: Path, out: Path) -> tuple[float, float]:
-    """Seconds of the command, without its start, and its peak memory in MB."""
-    program = (
-        "import json, resource, sys, time\n"
-        "from pathlib import Path\n"
-        "from neural_sim.clips.options import IngestOptions\n"
-        "from neural_sim.clips.registry import ingest\n"
-        "started_s = time.perf_counter()\n"
-        f"names = tuple('ring_' + name for name in {CAMERAS!r})\n"
-        "ingest('argoverse2', IngestOptions(root=Path(sys.argv[1]), cameras=names), Path(sys.argv[2]))\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(json.dumps([time.perf_counter() - started_s, peak / 1024]))\n"
-    )
+INGEST = """
+import json, sys, time
+from pathlib import Path
+from neural_sim.clips.argoverse2 import ingest_argoverse2
+from neural_sim.clips.options import IngestOptions
+
+def peak_mb():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+imported_mb, started_s, started_cpu_s = peak_mb(), time.perf_counter(), time.process_time()
+ingest_argoverse2(IngestOptions(root=Path(sys.argv[1]), cameras=tuple(sys.argv[3:])), Path(sys.argv[2]))
+taken = {"s": time.perf_counter() - started_s, "cpu_s": time.process_time() - started_cpu_s}
+print(json.dumps({**taken, "peak_mb": peak_mb(), "imported_mb": imported_mb}))
+"""
+
+
+def ingest(log: Path, out: Path) -> dict[str, float]:
+    """Ingest the drive in a process of its own; times are without its start."""
+    names = [f"ring_{name}" for name in CAMERAS]
     done = subprocess.run(
-        [sys.executable, "-c", program, str(log), str(out)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", INGEST, str(log), str(out), *names], check=True, stdout=subprocess.PIPE, text=True
     )
-    seconds, peak_mb = json.loads(done.stdout.splitlines()[-1])
-    return seconds, peak_mb
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(minutes: float, folder: Path) -> dict[str, float]:
-    """Figures of a drive of `minutes`, and the peak memory of one of a tenth of it."""
-    log, short = folder / "drive", folder / "short" / "drive"
-    short.parent.mkdir()
+def shortened(log: Path, out: Path) -> Path:
+    """The first half of the drive, its files linked."""
+    shutil.copytree(log / "calibration", out / "calibration")
+    shutil.copyfile(log / "city_SE3_egovehicle.feather", out / "city_SE3_egovehicle.feather")
+    for camera in (log / "sensors" / "cameras").iterdir():
+        target = out / "sensors" / "cameras" / camera.name
+        target.mkdir(parents=True)
+        images = sorted(camera.iterdir())
+        for path in images[: len(images) // 2]:
+            (target / path.name).hardlink_to(path)
+    return out
+
+
+def measure(minutes: float, rounds: int, folder: Path) -> dict[str, float]:
+    """Medians over rounds of copying and ingesting a drive of `minutes`, and the peak memory of one of half of it."""
+    log = folder / "drive"
     size_mb = write_drive(log, minutes) / 1e6
-    copy_s = plain_copy(log, folder / "copy")
-    shutil.rmtree(folder / "copy")
-    ingest_s, peak_mb = ingest(log, folder / "clip")
-    shutil.rmtree(folder / "clip")
-    write_drive(short, max(minutes / 10, SHORTEST_MINUTES))
-    _, short_peak_mb = ingest(short, folder / "short" / "clip")
+    taken: dict[str, list[dict[str, float]]] = {"copy": [], "ingest": []}
+    for _ in range(rounds):
+        for name, work in (("copy", plain_copy), ("ingest", ingest)):
+            forget(log)
+            taken[name].append(work(log, folder / name))
+            shutil.rmtree(folder / name)
+    half = ingest(shortened(log, folder / "half"), folder / "clip")
+    figures = {
+        f"{name}_{key}": median([item[key] for item in items]) for name, items in taken.items() for key in items[0]
+    }
     return {
         "ingest_minutes": minutes,
         "ingest_images": len(CAMERAS) * round(minutes * 60 * RATE_HZ),
         "ingest_size_mb": size_mb,
-        "ingest_s": ingest_s,
-        "ingest_mb_per_s": size_mb / ingest_s,
-        "copy_mb_per_s": size_mb / copy_s,
-        "ingest_over_copy_time": ingest_s / copy_s,
-        "ingest_peak_mb": peak_mb,
-        "ingest_peak_mb_of_a_tenth": short_peak_mb,
-        "own_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **figures,
+        "ingest_mb_per_s": size_mb / figures["ingest_s"],
+        "copy_mb_per_s": size_mb / figures["copy_s"],
+        "ingest_over_copy_time": figures["ingest_s"] / figures["copy_s"],
+        "ingest_peak_mb_of_half": half["peak_mb"],
+        "ingest_peak_growth_mb_per_minute": (figures["ingest_peak_mb"] - half["peak_mb"]) / (minutes / 2),
     }
 
 
@@ -137,9 +173,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the drive")
     parser.add_argument("--folder", type=Path, help="where to put some GB for a while; default the temporary folder")
+    parser.add_argument("--rounds", type=int, default=2, help="how often to copy and ingest it, by turns")
     arguments = parser.parse_args()
+    if arguments.minutes < SHORTEST_MINUTES:
+        parser.error(f"--minutes is {arguments.minutes}, expected at least {SHORTEST_MINUTES}")
+    # A terminated run cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        figures = measure(arguments.minutes, Path(folder))
+        figures = measure(arguments.minutes, arguments.rounds, Path(folder))
     print(json.dumps(figures, indent=1))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

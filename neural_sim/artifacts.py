@@ -38,7 +38,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        _flush_folder_to_disk(partial)
+        flush_folder(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -80,8 +80,8 @@ def remove_partials(artifact: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _flush_folder_to_disk(folder: Path) -> None:
-    """Wait until what lies in `folder` is on its disk; one call for all of the disk, as thousands for files are slow."""
+def flush_folder(folder: Path) -> None:
+    """Wait until all that lies in `folder` is on its disk, by one call for the disk instead of one for every file."""
     if sys.platform != "linux":
         os.sync()
         return

@@ -7,7 +7,7 @@ from neural_sim.clips.options import IngestOptions
 from neural_sim.clips.registry import ingest as ingest_dataset
 from pipelines.config import config_to_mapping
 from pipelines.processes import exclusive
-from pipelines.provenance import begin_artifact
+from pipelines.provenance import begin_artifact, nothing_left_on_failure
 
 logger = logging.getLogger("roadloop")
 
@@ -25,10 +25,10 @@ def ingest(dataset: str, *, out: Path, options: IngestOptions, resume: bool = Tr
         `out`.
 
     Raises:
-        InputError: the data is missing or unsound, or `out` holds something else.
+        InputError: the data is missing or unsound, or `out` holds something else. Nothing is left at `out` then.
     """
     settings = {"dataset": dataset, "options": config_to_mapping(options)}
-    with exclusive(out):
+    with exclusive(out), nothing_left_on_failure(out):
         if begin_artifact(out, "ingest", settings, resume=resume):
             return out
         clip = ingest_dataset(dataset, options, out)

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from neural_sim.errors import InputError
 from neural_sim.progress import Progress
@@ -128,15 +128,30 @@ def _single_threaded_environment() -> Iterator[None]:
 def exclusive(artifact: Path) -> Iterator[None]:
     """Hold a file or folder for this process; raises `InputError` when another running job holds it.
 
-    The lock ends with the process, however it ends. It lies beside the artefact, which need not exist.
+    The lock ends with the process, however it ends. Its file lies beside the artefact, which need not exist, and is
+    deleted at the end; one that a killed process left does no harm.
     """
     artifact.parent.mkdir(parents=True, exist_ok=True)
-    handle: Any = artifact.with_name(f".{artifact.name}.lock").open("a+")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{artifact}: another running job writes here; wait for it or choose another --out"
-            ) from error
-        yield
+    path = artifact.with_name(f".{artifact.name}.lock")
+    while True:
+        with path.open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"{artifact}: another running job writes here; wait for it or choose another --out"
+                ) from error
+            if _is_file_at(handle.fileno(), path):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+
+def _is_file_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`: its last holder may have deleted it after it was opened here."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,9 +1,11 @@
 """How an artefact was made: saved beside it, and compared before it is used again."""
 
+import contextlib
 import json
 import logging
 import shutil
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,17 @@ def begin_artifact(
             artifact.unlink()
     write_record(artifact, stage, settings)
     return False
+
+
+@contextlib.contextmanager
+def nothing_left_on_failure(artifact: Path) -> Iterator[None]:
+    """Delete the provenance of `artifact` again when the block that was to make it ends without it."""
+    try:
+        yield
+    except BaseException:
+        if not artifact.exists():
+            provenance_path(artifact).unlink(missing_ok=True)
+        raise
 
 
 def write_record(artifact: Path, stage: str, settings: dict[str, Any]) -> None:

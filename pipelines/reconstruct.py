@@ -14,7 +14,7 @@ from neural_sim.scenes.storage import write_scene
 from pipelines.config import config_to_mapping
 from pipelines.device import banner
 from pipelines.processes import default_workers, exclusive
-from pipelines.provenance import begin_artifact
+from pipelines.provenance import begin_artifact, nothing_left_on_failure
 
 logger = logging.getLogger("roadloop")
 
@@ -55,8 +55,9 @@ def _reconstruct_one(
     if begin_artifact(scene_path, "reconstruct", settings, resume=resume):
         return scene_path
     work_dir = out / f".{folder.name}.work"
-    scene = reconstruct_clip(read_clip(folder), config, seed=seed, device=device, work_dir=work_dir)
-    write_scene(scene, scene_path)
+    with nothing_left_on_failure(scene_path):
+        scene = reconstruct_clip(read_clip(folder), config, seed=seed, device=device, work_dir=work_dir)
+        write_scene(scene, scene_path)
     shutil.rmtree(work_dir, ignore_errors=True)
     held_out = scene.metadata["quality"]["held_out"]
     logger.info(

@@ -11,7 +11,7 @@ from neural_sim.nerf.storage import nerf_path, write_nerf
 from pipelines.config import config_to_mapping
 from pipelines.device import banner
 from pipelines.processes import default_workers, exclusive
-from pipelines.provenance import begin_artifact
+from pipelines.provenance import begin_artifact, nothing_left_on_failure
 from pipelines.reconstruct import refuse_equal_names
 
 logger = logging.getLogger("roadloop")
@@ -51,8 +51,9 @@ def _reconstruct_one(folder: Path, out: Path, config: NerfConfig, seed: int, dev
     settings = {"clip": folder.name, "seed": seed, "nerf": config_to_mapping(config)}
     if begin_artifact(path, "reconstruct --method nerf", settings, resume=resume):
         return path
-    world = train_nerf(read_clip(folder), config, seed=seed, device=device)
-    write_nerf(world, path)
+    with nothing_left_on_failure(path):
+        world = train_nerf(read_clip(folder), config, seed=seed, device=device)
+        write_nerf(world, path)
     held_out = world.metadata["quality"]["held_out"]
     logger.info(
         "reconstruct: NeRF of %s, held-out %.2f dB, SSIM %.3f -> %s",

@@ -87,7 +87,7 @@ def test_a_bad_drive_gets_one_line_and_leaves_earlier_clips_alone(tmp_path, caps
     before = {path: path.read_bytes() for path in good.rglob("*") if path.is_file()}
     damage(root)
     assert message in ingest(capsys, root, tmp_path / "clips" / "bad")
-    assert not (tmp_path / "clips" / "bad").exists()
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["good", "good.provenance.json"]
     assert {path: path.read_bytes() for path in good.rglob("*") if path.is_file()} == before
 
 
@@ -95,7 +95,19 @@ def test_a_clip_shorter_than_history_and_horizon_is_refused(tmp_path, capsys):
     root, clip = write_layout(tmp_path / "kitti"), tmp_path / "short"
     message = complaint(capsys, "ingest", "kitti-odometry", "--root", root, "--duration-s", "3", "--out", clip)
     assert "2.91 s long, but 8.00 s are required (1.6 s history and 6.4 s plan); ingest a longer range" in message
-    assert not clip.exists()
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def test_a_failed_reconstruction_or_import_leaves_nothing(tmp_path, capsys):
+    root, clip, out = write_layout(tmp_path / "kitti"), tmp_path / "clip", tmp_path / "scenes"
+    assert main(["ingest", "kitti-odometry", "--root", str(root), "--out", str(clip)]) == 0
+    image = next((clip / "frames").rglob("*.png"))
+    image.write_bytes(image.read_bytes()[:-20])
+    assert image.name in complaint(capsys, "reconstruct", "--clips", clip, "--out", out, "--device", "cpu")
+    assert list(out.iterdir()) == []
+    (tmp_path / "g.ply").write_text("ply, but no more")
+    assert "g.ply" in complaint(capsys, "import", tmp_path / "g.ply", "--clip", clip, "--out", out / "g.usdz")
+    assert list(out.iterdir()) == []
 
 
 def test_a_file_that_is_no_scene_is_refused(tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_clip_without_map_and_tracks(tmp_path):
 def test_a_failed_write_leaves_the_old_clip(written):
     clip, folder = written
     clip.cameras["camera_tele"].paths[3].unlink()
-    with pytest.raises(InputError, match=r"source3\.jpg: the file is missing"):
+    with pytest.raises(InputError, match=r"source3\.jpg\): the image file is missing"):
         write_clip(clip, folder)
     assert len(read_clip(folder).cameras) == 2
     assert sorted(path.name for path in folder.parent.iterdir()) == ["clip", "source"]

@@ -1,5 +1,6 @@
 """Worker processes: thread limits, errors, locks."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -71,3 +72,29 @@ def test_a_folder_is_held_by_one_job_and_freed_when_it_is_killed(tmp_path):
         other.kill()
     with exclusive(tmp_path):
         pass
+
+
+def test_no_lock_file_is_left(tmp_path):
+    with exclusive(tmp_path / "clip"):
+        assert [path.name for path in tmp_path.iterdir()] == [".clip.lock"]
+        with pytest.raises(InputError, match="another running job"), exclusive(tmp_path / "clip"):
+            pass
+    with pytest.raises(KeyError), exclusive(tmp_path / "clip"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_its_holder_deletes_meanwhile_holds_nothing(tmp_path, monkeypatch):
+    """Opened before the last holder deleted it and locked after that, it is another file than the next job opens."""
+    real, path = fcntl.flock, tmp_path / ".clip.lock"
+
+    def delete_first(handle, how):
+        path.unlink()
+        monkeypatch.setattr(fcntl, "flock", real)
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", delete_first)
+    with exclusive(tmp_path / "clip"):
+        assert path.exists()
+        with pytest.raises(InputError, match="another running job"), exclusive(tmp_path / "clip"):
+            pass

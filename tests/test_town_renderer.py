@@ -14,7 +14,7 @@ from neural_sim.town import materials
 from neural_sim.town.cars import PAINTS, car_mesh
 from neural_sim.town.config import TELE_CAMERA, WIDE_CAMERA, TownConfig
 from neural_sim.town.materials import DASH_PERIOD_M, MARKING_WIDTH_M
-from neural_sim.town.mesh import cylinder, loft, merge, quad
+from neural_sim.town.mesh import cylinder, loft, merge, quad, uniform
 from neural_sim.town.ray_casting import RayScene
 from neural_sim.town.renderer import TownRenderer
 from neural_sim.town.shading import surfaces_of
@@ -249,14 +249,59 @@ def test_car_fills_exactly_its_box(size):
 def test_ray_scene_hits_a_known_quad_and_misses_beside_it():
     corners = np.array([[5.0, -1, -1], [5.0, 1, -1], [5.0, 1, 1], [5.0, -1, 1]])
     scene = RayScene(quad(corners, np.zeros((4, 2)), materials.PLAIN, (1.0, 1.0, 1.0)))
-    origins = np.zeros((2, 3), np.float32)
-    directions = np.array([[1.0, 0.1, 0.05], [1.0, 0.3, 0.0]], np.float32)
+    origins = np.array([[0.0, 0, 0], [0, 2, 0], [6, 0, 0]], np.float32)
+    directions = np.array([[1.0, 0.1, 0.05], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]], np.float32)
     hit = scene.first_hit(origins, directions)
     assert hit[0] >= 0
-    assert hit[1] == -1
-    np.testing.assert_array_equal(scene.is_occluded(origins, directions), [True, False])
+    np.testing.assert_array_equal(hit[1:], [-1, -1])
+    np.testing.assert_array_equal(scene.is_occluded(origins, directions[1]), [True, False, False])
     empty = RayScene(merge([]))
-    np.testing.assert_array_equal(empty.first_hit(origins, directions), [-1, -1])
+    np.testing.assert_array_equal(empty.first_hit(origins, directions), [-1, -1, -1])
+    np.testing.assert_array_equal(empty.is_occluded(origins, directions[1]), [False, False, False])
+
+
+def slow_depths(triangles_m, origin, direction):
+    """Ray parameter at which one ray meets each triangle, inf for none: three linear equations each."""
+    depths = np.full(len(triangles_m), np.inf)
+    for i, (a, b, c) in enumerate(triangles_m):
+        share_b, share_c, depth = np.linalg.solve(np.stack([b - a, c - a, -direction], axis=1), origin - a)
+        if min(share_b, share_c, 1.0 - share_b - share_c, depth) >= 0.0:
+            depths[i] = depth
+    return depths
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_ray_scene_agrees_with_a_slow_reference(count, lasting):
+    rng = np.random.default_rng(count)
+    triangles = rng.uniform(-3, 3, (40, 1, 3)) + rng.normal(0, 1.5, (40, 3, 3))
+    scene = RayScene(uniform(triangles, np.zeros((40, 3, 2)), materials.PLAIN, (1.0, 1.0, 1.0)), lasting)
+    origins = rng.uniform(-4, 4, (count, 3)).astype(np.float32)
+    directions = rng.normal(0, 1, (count, 3)).astype(np.float32)
+
+    def expected(directions):
+        pairs = zip(origins.astype(float), directions.astype(float), strict=True)
+        return np.array([slow_depths(triangles, origin, direction) for origin, direction in pairs])
+
+    depths = expected(directions)
+    nearest = np.where(np.isfinite(depths.min(axis=1)), depths.argmin(axis=1), -1)
+    np.testing.assert_array_equal(scene.first_hit(origins, directions), nearest)
+    parallel = expected(np.broadcast_to(directions[0], origins.shape))
+    np.testing.assert_array_equal(scene.is_occluded(origins, directions[0]), np.isfinite(parallel).any(axis=1))
+
+
+def test_scenes_that_come_and_go_leave_the_others_alone():
+    corners = np.array([[5.0, -1, -1], [5.0, 1, -1], [5.0, 1, 1], [5.0, -1, 1]])
+    near, far = (
+        RayScene(quad(corners + np.array([x, 0, 0]), np.zeros((4, 2)), materials.PLAIN, (1.0, 1.0, 1.0)))
+        for x in (0.0, 9.0)
+    )
+    origins = np.array([[7.0, 0.3, 0.2]], np.float32)
+    ahead = np.array([1.0, 0.0, 0.0], np.float32)
+    del near
+    for _ in range(20):
+        RayScene(quad(corners, np.zeros((4, 2)), materials.PLAIN, (1.0, 1.0, 1.0)))
+    assert far.is_occluded(origins, ahead)[0]
 
 
 @settings(max_examples=50, deadline=None)

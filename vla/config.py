@@ -30,7 +30,10 @@ class PolicyConfig:
     image_height_px: int = 96
     """Height of every image, px; a multiple of 32 (patch 16 times merge 2)."""
     history_tokens: int = 4
-    """Continuous tokens that carry the 1.6 s of ego history into the prompt."""
+    """Continuous tokens that carry the ego history into the prompt."""
+    history: Literal["poses", "speed"] = "poses"
+    """What of the ego history they carry: its 1.6 s of poses and speeds, or only the speed now. A policy cloned from
+    few drives learns to continue its own past motion instead of looking; the speed alone leaves it nothing to copy."""
     route_tokens: int = 0
     """Continuous tokens that carry the 20 points of the route ahead into the prompt beside the instruction; 0 for none,
     otherwise observations and training examples must have a route."""
@@ -74,6 +77,7 @@ class PolicyConfig:
                 f"waypoints_per_token: found {self.waypoints_per_token}, expected a divisor of {PLAN_STEPS}"
             )
         self._check_choice("action_features", ("raw", "fourier"))
+        self._check_choice("history", ("poses", "speed"))
         self._check_choice("attention", ("sdpa", "eager", "flash_attention_2"))
         self._check_choice("dtype", ("float32", "bfloat16"))
 

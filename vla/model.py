@@ -45,7 +45,9 @@ class VisionLanguagePolicy(DrivingPolicy):
         self.backbone = backbone
         dtype = getattr(torch, config.dtype)
         embedding_std = float(backbone.text_config.initializer_range)
-        self.history_encoder = HistoryEncoder(backbone.hidden_size, config.history_tokens, embedding_std).to(dtype)
+        self.history_encoder = HistoryEncoder(
+            backbone.hidden_size, config.history_tokens, embedding_std, config.history
+        ).to(dtype)
         self.route_encoder = None
         if config.route_tokens:
             self.route_encoder = RouteEncoder(backbone.hidden_size, config.route_tokens, embedding_std).to(dtype)

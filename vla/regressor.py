@@ -50,7 +50,7 @@ class RegressorPolicy(DrivingPolicy):
     def __init__(self, config: PolicyConfig, statistics: ActionStatistics) -> None:
         super().__init__(config, statistics)
         self.vision = ImageEncoder()
-        self.history_encoder = HistoryEncoder(config.expert_hidden, config.history_tokens, norm_std=1.0)
+        self.history_encoder = HistoryEncoder(config.expert_hidden, config.history_tokens, 1.0, config.history)
         self.route_encoder = None
         if config.route_tokens:
             self.route_encoder = RouteEncoder(config.expert_hidden, config.route_tokens, norm_std=1.0)

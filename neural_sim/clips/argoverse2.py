@@ -21,6 +21,7 @@ from neural_sim.clips.finishing import (
 )
 from neural_sim.clips.foreign_tables import Columns, read_columns
 from neural_sim.clips.frame_selection import choose_cameras, select_frames
+from neural_sim.clips.numbered_files import NumberedFiles
 from neural_sim.clips.options import IngestOptions
 from neural_sim.clips.recording_cars import FORD_FUSION
 from neural_sim.clips.track_building import build_tracks
@@ -143,7 +144,7 @@ def _cameras(log: Path, available: list[str], options: IngestOptions) -> dict[st
         if name not in calibration:
             raise InputError(f"{log / 'calibration'}: no calibration of camera {name}; restore the files")
         kept = select_frames(t_ns // 1000, options, str(folder), start_us)
-        paths = tuple(folder / f"{t}.jpg" for t in t_ns[kept])
+        paths = NumberedFiles(folder, t_ns[kept], ".jpg")
         frames[name] = CameraFrames(calibration[name], t_ns[kept] // 1000, paths)
     return frames
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class CameraFrames:
 
     camera: Camera
     t_us: Int[np.ndarray, "n"]
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
 
     def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Decode frame `index` to RGB; gray images are repeated over the channels.
@@ -58,7 +58,7 @@ class CameraFrames:
         return content
 
     def verify(self, index: int) -> None:
-        """Decode frame `index` to its end without keeping it, JPEGs at an eighth of their size; raises as `read_file`."""
+        """Decode frame `index` to its end, JPEGs at an eighth of their size, keeping nothing; raises as `read_file`."""
         with _decoding(self._where(index)), Image.open(io.BytesIO(self.read_file(index))) as image:
             image.draft("L", (1, 1))
             image.load()

@@ -138,7 +138,7 @@ def _camera(drive: Path, name: str, image_path: Path, T_cam0_rig: Float[np.ndarr
 def _within(frames: CameraFrames, ego: Trajectory) -> CameraFrames:
     """The frames that the poses cover: oxts packets and images start and end up to 10 ms apart."""
     inside = np.flatnonzero((frames.t_us >= ego.start_us) & (frames.t_us <= ego.end_us))
-    return CameraFrames(frames.camera, frames.t_us[inside], tuple(frames.paths[i] for i in inside))
+    return CameraFrames(frames.camera, frames.t_us[inside], tuple(frames.paths[int(i)] for i in inside))
 
 
 def _tracks(drive: Path, ego: Trajectory, T_rig_velo: Float[np.ndarray, "4 4"]) -> list[Track]:

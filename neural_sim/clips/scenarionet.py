@@ -36,6 +36,8 @@ CATEGORY_BY_TYPE = {
     "TRAFFIC_BARRIER": "obstacle",
     "TRAFFIC_OBJECT": "obstacle",
 }
+# No place on Earth has larger coordinates in any projection, m.
+FARTHEST_M = 1e8
 # A single step backwards between forward ones, m.
 JUMP_BACK_M = 0.1
 
@@ -152,6 +154,8 @@ class _State:
         self.where = where
         state = _keys(_keys(track, where, ("state", "type"))["state"], where, ("position", "heading", "valid"))
         position = _column(state, "position", len(t_us), 3, where)
+        if np.abs(position).max() > FARTHEST_M:
+            raise InputError(f"{where}, position: {np.abs(position).max():.3g} m is no place; get the log again")
         self.planar = np.column_stack([position[:, :2], _column(state, "heading", len(t_us), 1, where)])
         self.size_m = np.column_stack([_column(state, k, len(t_us), 1, where) for k in ("length", "width", "height")])
         self.valid = _column(state, "valid", len(t_us), 1, where)[:, 0] != 0

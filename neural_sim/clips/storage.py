@@ -16,6 +16,7 @@ from neural_sim.clips.clip import CameraFrames, Clip, NavigationStep
 from neural_sim.clips.frame_work import over_frames
 from neural_sim.clips.json_input import check_format_version, field, parse_json_object
 from neural_sim.clips.map_json import road_map_from_json, road_map_to_json
+from neural_sim.clips.numbered_files import NumberedFiles
 from neural_sim.clips.tables import read_tracks, read_trajectory, write_tracks, write_trajectory
 from neural_sim.ego_mask import read_ego_mask
 from neural_sim.errors import InputError
@@ -163,7 +164,7 @@ def _frames_from_json(value: Any, folder: Path, where: str) -> CameraFrames:
     if extension not in IMAGE_EXTENSIONS:
         raise InputError(f"{where}: image extension is {extension!r}, expected jpg or png; mend the file")
     t_us = _timestamps(field(value, "t_us", list, where), f"{where}, camera {camera.name}")
-    paths = tuple(folder / "frames" / camera.name / f"{t}.{extension}" for t in t_us)
+    paths = NumberedFiles(folder / "frames" / camera.name, t_us, f".{extension}")
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(

@@ -3,7 +3,7 @@
 | member | for | content |
 |---|---|---|
 | `default.usda`, `gauss.usda`, `volume.nurec` | USD and NuRec viewers | Gaussians and sky in half precision |
-| `metadata.yaml`, `rig_trajectories.json`, `sequence_tracks.json`, `map.xodr`, `mesh*.ply` | AlpaSim | the rest |
+| `metadata.yaml`, `rig_trajectories.json`, `sequence_tracks.json`, `clipgt/`, `map.xodr`, `mesh*.ply` | AlpaSim | rest |
 | `roadloop.json`, `roadloop/*.safetensors` | `read_scene` | the whole scene in full precision |
 
 Members for others are in a local world, shifted by `-world_origin_m`; the record of our own is not shifted.
@@ -29,6 +29,7 @@ from neural_sim.clips.storage import (
 )
 from neural_sim.errors import InputError
 from neural_sim.gaussians import Gaussians
+from neural_sim.maps.nurec_tables_writer import encode_lane_tables
 from neural_sim.maps.opendrive_writer import encode_opendrive
 from neural_sim.road_map import RoadMap
 from neural_sim.road_users import CATEGORIES, Track
@@ -53,6 +54,7 @@ SCENE_FORMAT_VERSION = 1
 READABLE_VERSIONS = (SCENE_FORMAT_VERSION,)
 VOLUME = "volume.nurec"
 RECORD = "roadloop.json"
+LANE_TABLES = "clipgt"
 ARRAYS, GAUSSIANS = "roadloop/arrays.safetensors", "roadloop/gaussians.safetensors"
 _MAKER = "read_scene needs the members that `roadloop reconstruct` writes"
 
@@ -75,7 +77,7 @@ def write_scene(scene: Scene, path: Path) -> None:
         ("metadata.yaml", metadata_yaml(scene, f"roadloop-{SCENE_FORMAT_VERSION}", record)),
         ("rig_trajectories.json", rig_trajectories_json(scene, origin_m)),
         ("sequence_tracks.json", sequence_tracks_json(scene, origin_m)),
-        *_map_member(scene.road_map, origin_m, scene.scene_id),
+        *_map_members(scene.road_map, origin_m, scene.scene_id),
         ("mesh.ply", mesh),
         ("mesh_ground.ply", mesh),
         (RECORD, record),
@@ -189,10 +191,16 @@ def _scene_gaussians(scene: Scene) -> dict[str, Shaped[np.ndarray, "..."]]:
     return arrays
 
 
-def _map_member(road_map: RoadMap, origin_m: Float[np.ndarray, "3"], scene_id: str) -> list[tuple[str, bytes]]:
-    """`map.xodr` of a recorded map; a corridor made from the drive would tell others of roads that are not there."""
-    recorded = road_map.source == "recorded" and road_map.lanes
-    return [(OPENDRIVE_FILE, encode_opendrive(road_map, origin_m, scene_id))] if recorded else []
+def _map_members(road_map: RoadMap, origin_m: Float[np.ndarray, "3"], scene_id: str) -> list[tuple[str, bytes]]:
+    """A recorded map as lane tables and as OpenDRIVE; a corridor made from the drive would tell others of roads that
+    are not there."""
+    if road_map.source != "recorded" or not road_map.lanes:
+        return []
+    tables = encode_lane_tables(road_map, origin_m, scene_id)
+    return [
+        *((f"{LANE_TABLES}/{table}.parquet", content) for table, content in tables.items()),
+        (OPENDRIVE_FILE, encode_opendrive(road_map, origin_m, scene_id)),
+    ]
 
 
 def _bounds(scene: Scene, origin_m: Float[np.ndarray, "3"]) -> tuple[np.ndarray, np.ndarray]:

@@ -44,7 +44,7 @@ class TownRenderer:
         self._actors, self._weather, self._sensor_noise = dict(actors), weather, sensor_noise
         self._light = weather.light
         self._boxes = {name: _box_corners(mesh) for name, mesh in self._actors.items()}
-        self._static_surfaces, self._static_rays = surfaces_of(static), RayScene(static)
+        self._static_surfaces, self._static_rays = surfaces_of(static), RayScene(static, lasting=True)
         self._lidar = LidarScanner(static, self._static_surfaces, self._static_rays)
 
     def scan(
@@ -112,11 +112,10 @@ class TownRenderer:
         hits = resolve_hits(
             rays.origins, rays.directions, static_hit, mover_hit, self._static_surfaces, mover_surfaces, self._light
         )
-        ask = np.flatnonzero(hits.faces_sun)
-        starts = hits.shadow_origins_m[ask]
-        to_sun = np.tile(self._light.sun.astype(np.float32), (len(ask), 1))
-        lit = np.zeros(len(hits.owner), bool)
-        lit[ask] = ~(self._static_rays.is_occluded(starts, to_sun) | mover_rays.is_occluded(starts, to_sun))
+        lit, to_sun = hits.faces_sun.copy(), np.array(self._light.sun, np.float32)
+        for rays_at in (self._static_rays, mover_rays):
+            ask = np.flatnonzero(lit)
+            lit[ask] = ~rays_at.is_occluded(hits.shadow_origins_m[ask], to_sun)
         return hits, lit
 
     def _shade(self, rays: Rays, hits: Hits, lit: np.ndarray, mover_surfaces: Surfaces) -> np.ndarray:

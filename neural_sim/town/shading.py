@@ -46,11 +46,23 @@ class Surfaces(NamedTuple):
     surface: Int[np.ndarray, "t"]
 
 
+class Triangle(NamedTuple):
+    """One row of `Surfaces`."""
+
+    anchor_m: Vector
+    normal: Vector
+    uv: tuple[float, float]
+    gradient_u: Vector
+    gradient_v: Vector
+    material: int
+    colour: Vector
+
+
 class Light(NamedTuple):
     """What all points of the world share.
 
     Attributes:
-        sun: float64 [3], unit vector towards the sun, world frame.
+        sun: unit vector towards the sun, world frame.
         texture_seed: seed of all textures.
         sunlight: strength of the sun.
         skylight: strength of the light from the whole sky.
@@ -58,7 +70,7 @@ class Light(NamedTuple):
         haze_m: distance over which haze takes 63 % of the light, m.
     """
 
-    sun: Float[np.ndarray, "3"]
+    sun: Vector
     texture_seed: int
     sunlight: float = 2.1
     skylight: float = 1.0
@@ -84,28 +96,6 @@ class Hits(NamedTuple):
     faces_sun: Bool[np.ndarray, "n"]
 
 
-def surfaces_of(mesh: Mesh) -> Surfaces:
-    """Tables of a mesh: planes and the linear texture map of each triangle."""
-    a, b = (mesh.triangles_m[:, i] - mesh.triangles_m[:, 0] for i in (1, 2))
-    cross = np.cross(a, b)
-    area2 = np.maximum((cross**2).sum(-1, keepdims=True), 1e-18)
-    # The dual basis of the two edges: its rows turn a displacement in the plane into barycentric shares.
-    dual_a, dual_b = np.cross(b, cross) / area2, np.cross(cross, a) / area2
-    delta = mesh.uv[:, 1:] - mesh.uv[:, :1]
-    gradient_u = delta[:, 0, :1] * dual_a + delta[:, 1, :1] * dual_b
-    gradient_v = delta[:, 0, 1:] * dual_a + delta[:, 1, 1:] * dual_b
-    return Surfaces(
-        anchor_m=np.ascontiguousarray(mesh.triangles_m[:, 0]),
-        normal=cross / np.sqrt(area2),
-        uv=np.ascontiguousarray(mesh.uv[:, 0]),
-        gradient_u=gradient_u,
-        gradient_v=gradient_v,
-        material=mesh.material,
-        colour=np.ascontiguousarray(mesh.colour),
-        surface=mesh.surface,
-    )
-
-
 @njit(cache=True, error_model="numpy")
 def _row(array: np.ndarray, i: int) -> Vector:
     return array[i, 0], array[i, 1], array[i, 2]
@@ -117,9 +107,44 @@ def _dot(a: Vector, b: Vector) -> float:
 
 
 @njit(cache=True, error_model="numpy")
+def _cross(a: Vector, b: Vector) -> Vector:
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+@njit(cache=True, error_model="numpy")
 def _along(a: Vector, factor: float, b: Vector) -> Vector:
     """`a + factor * b`."""
     return a[0] + factor * b[0], a[1] + factor * b[1], a[2] + factor * b[2]
+
+
+def surfaces_of(mesh: Mesh) -> Surfaces:
+    """Tables of a mesh: planes and the linear texture map of each triangle."""
+    anchor_m, uv = np.ascontiguousarray(mesh.triangles_m[:, 0]), np.ascontiguousarray(mesh.uv[:, 0])
+    normal, gradient_u, gradient_v = _planes(mesh.triangles_m, mesh.uv)
+    return Surfaces(
+        anchor_m, normal, uv, gradient_u, gradient_v, mesh.material, np.ascontiguousarray(mesh.colour), mesh.surface
+    )
+
+
+@njit(cache=True, error_model="numpy")
+def _planes(triangles_m: np.ndarray, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit normals and gradients of the texture coordinates, float64 [T, 3] each."""
+    shape = (len(triangles_m), 3)
+    normal, gradient_u, gradient_v = np.empty(shape), np.empty(shape), np.empty(shape)
+    for t in range(len(triangles_m)):
+        corner = triangles_m[t]
+        anchor = _row(corner, 0)
+        a, b = _along(_row(corner, 1), -1.0, anchor), _along(_row(corner, 2), -1.0, anchor)
+        across = _cross(a, b)
+        area2 = max(_dot(across, across), 1e-18)
+        # The dual basis of the two edges: its rows turn a displacement in the plane into barycentric shares.
+        dual_a, dual_b = _cross(b, across), _cross(across, a)
+        for axis in range(3):
+            normal[t, axis] = across[axis] / math.sqrt(area2)
+            share_a, share_b = dual_a[axis] / area2, dual_b[axis] / area2
+            gradient_u[t, axis] = (uv[t, 1, 0] - uv[t, 0, 0]) * share_a + (uv[t, 2, 0] - uv[t, 0, 0]) * share_b
+            gradient_v[t, axis] = (uv[t, 1, 1] - uv[t, 0, 1]) * share_a + (uv[t, 2, 1] - uv[t, 0, 1]) * share_b
+    return normal, gradient_u, gradient_v
 
 
 @njit(cache=True, error_model="numpy")
@@ -158,7 +183,6 @@ def resolve_hits(
     owner, triangle = np.zeros(count, np.int64), np.zeros(count, np.int64)
     depth, faces_sun = np.zeros(count), np.zeros(count, np.bool_)
     shadow = np.zeros((count, 3), np.float32)
-    sun = (light.sun[0], light.sun[1], light.sun[2])
     for i in range(count):
         origin, direction, nearest = _row(origins, i), _row(directions, i), np.inf
         if static_hit[i] >= 0:
@@ -174,7 +198,7 @@ def resolve_hits(
         depth[i] = nearest
         normal = _row(static.normal if owner[i] == 1 else movers.normal, triangle[i])
         side = -1.0 if _dot(normal, direction) > 0 else 1.0
-        faces_sun[i] = side * _dot(normal, sun) > 0
+        faces_sun[i] = side * _dot(normal, light.sun) > 0
         lifted = _along(_along(origin, nearest, direction), SHADOW_OFFSET_M * side, normal)
         shadow[i, 0], shadow[i, 1], shadow[i, 2] = lifted
     return Hits(owner, triangle, depth, shadow, faces_sun)
@@ -192,22 +216,35 @@ def sky_colour(x: float, y: float, z: float, light: Light) -> Vector:
         cloud += 0.25 * filtered_noise(px, py, 0.17, 0.0, 73) - 0.15 + light.clouds
         cover = max(0.0, min(1.0, cloud)) * min(1.0, 6 * z)
         red, green, blue = red + (0.9 - red) * cover, green + (0.9 - green) * cover, blue + (0.92 - blue) * cover
-    aligned = x * light.sun[0] + y * light.sun[1] + z * light.sun[2]
+    aligned = _dot((x, y, z), light.sun)
     glow = 0.17 * light.sunlight * max(0.0, aligned) ** 24
     return (red + glow, green + glow, blue + 0.8 * glow)
 
 
 @njit(cache=True, error_model="numpy")
-def _albedo(table: Surfaces, t: int, p: Vector, along_x: Vector, along_y: Vector, light: Light) -> Vector:
+def _triangle(table: Surfaces, t: int) -> Triangle:
+    return Triangle(
+        _row(table.anchor_m, t),
+        _row(table.normal, t),
+        (table.uv[t, 0], table.uv[t, 1]),
+        _row(table.gradient_u, t),
+        _row(table.gradient_v, t),
+        table.material[t],
+        _row(table.colour, t),
+    )
+
+
+@njit(cache=True, error_model="numpy")
+def _albedo(triangle: Triangle, p: Vector, along_x: Vector, along_y: Vector, seed: int) -> Vector:
     """Surface colour at world point `p`; `along_x`, `along_y` span the pixel on the surface, m."""
-    gu, gv = _row(table.gradient_u, t), _row(table.gradient_v, t)
-    offset = _along(p, -1.0, _row(table.anchor_m, t))
-    u, v = table.uv[t, 0] + _dot(gu, offset), table.uv[t, 1] + _dot(gv, offset)
+    gu, gv = triangle.gradient_u, triangle.gradient_v
+    offset = _along(p, -1.0, triangle.anchor_m)
+    u, v = triangle.uv[0] + _dot(gu, offset), triangle.uv[1] + _dot(gv, offset)
     u_width = abs(_dot(gu, along_x)) + abs(_dot(gu, along_y))
     v_width = abs(_dot(gv, along_x)) + abs(_dot(gv, along_y))
     width = FOOTPRINT_SHARE * math.sqrt(max(_dot(along_x, along_x), _dot(along_y, along_y)))
-    red, green, blue = _row(table.colour, t)
-    material, seed = table.material[t], light.texture_seed
+    red, green, blue = triangle.colour
+    material = triangle.material
     if material == materials.ROAD:
         return materials.road_colour(u, v, p[0], p[1], u_width, v_width, width, (red, green, blue), seed)
     if material == materials.ASPHALT:
@@ -259,16 +296,17 @@ def shade_hits(
                 direction[0] / length, direction[1] / length, direction[2] / length, light
             )
             continue
-        table = static if hits.owner[i] == 1 else movers
+        # Values, not a choice between tables: counting references to their arrays costs more than the shading.
         t, depth = hits.triangle[i], hits.depth_m[i]
-        normal, point = _row(table.normal, t), _along(_row(origins, i), depth, direction)
+        triangle = _triangle(static, t) if hits.owner[i] == 1 else _triangle(movers, t)
+        normal, point = triangle.normal, _along(_row(origins, i), depth, direction)
         facing = _dot(normal, direction)
         x, y = _row(pixel_x, i), _row(pixel_y, i)
         # How the hit moves over the plane when the ray turns by one pixel.
         along_x = _along((0.0, 0.0, 0.0), depth, _along(x, -_dot(normal, x) / facing, direction))
         along_y = _along((0.0, 0.0, 0.0), depth, _along(y, -_dot(normal, y) / facing, direction))
-        colour = _albedo(table, t, point, along_x, along_y, light)
-        is_leaf = table.material[t] == materials.LEAVES
+        colour = _albedo(triangle, point, along_x, along_y, light.texture_seed)
+        is_leaf = triangle.material == materials.LEAVES
         glow = _irradiance(normal, -1.0 if facing > 0 else 1.0, lit[i], is_leaf, light)
         clear = math.exp(-depth * length / light.haze_m)
         for channel in range(3):
@@ -279,7 +317,7 @@ def shade_hits(
 @njit(cache=True, error_model="numpy")
 def _irradiance(normal: Vector, side: float, lit: bool, is_leaf: bool, light: Light) -> Vector:
     """Light that falls on a surface: warm sun by Lambert's law and bluish sky from above, linear RGB."""
-    slope = side * (normal[0] * light.sun[0] + normal[1] * light.sun[1] + normal[2] * light.sun[2])
+    slope = side * _dot(normal, light.sun)
     if is_leaf:
         slope = LEAVES_SOFTNESS + (1.0 - LEAVES_SOFTNESS) * slope
     sun = light.sunlight * max(slope, 0.0) if lit else 0.0

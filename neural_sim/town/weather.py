@@ -37,7 +37,8 @@ def draw_weather(rng: np.random.Generator, texture_seed: int) -> Weather:
     """A clear, hazy or overcast sky; the cameras make up for most of the difference in light."""
     cover = float(rng.choice([0.0, 0.35, 1.0], p=[0.5, 0.25, 0.25])) * float(rng.uniform(0.7, 1.0))
     azimuth, elevation = rng.uniform(0.0, 2 * np.pi), np.deg2rad(rng.uniform(26.0, 58.0))
-    sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
+    level, rise = float(np.cos(elevation)), float(np.sin(elevation))
+    sun = (level * float(np.cos(azimuth)), level * float(np.sin(azimuth)), rise)
     sunlight, skylight = 2.1 * (1.0 - 0.88 * cover), 1.0 + 0.25 * cover
     light = Light(
         sun=sun,
@@ -48,7 +49,7 @@ def draw_weather(rng: np.random.Generator, texture_seed: int) -> Weather:
         haze_m=float(rng.uniform(250.0, 700.0)) * (1.0 - 0.4 * cover),
     )
     # Light on level ground, which a camera would meter.
-    ground = sunlight * float(np.sin(elevation)) + 0.92 * skylight
+    ground = sunlight * rise + 0.92 * skylight
     metered = 0.78 * (2.6 / ground) ** 0.7
     warmth = float(rng.uniform(-0.06, 0.06))
     return Weather(
