@@ -102,7 +102,7 @@ def test_a_failed_reconstruction_or_import_leaves_nothing(tmp_path, capsys):
     root, clip, out = write_layout(tmp_path / "kitti"), tmp_path / "clip", tmp_path / "scenes"
     assert main(["ingest", "kitti-odometry", "--root", str(root), "--out", str(clip)]) == 0
     image = next((clip / "frames").rglob("*.png"))
-    image.write_bytes(image.read_bytes()[:-20])
+    image.write_bytes(image.read_bytes()[:200])
     assert image.name in complaint(capsys, "reconstruct", "--clips", clip, "--out", out, "--device", "cpu")
     assert list(out.iterdir()) == []
     (tmp_path / "g.ply").write_text("ply, but no more")

@@ -17,7 +17,9 @@ from test_nurec_scene import rewrite
 
 from neural_sim.errors import InputError
 from neural_sim.maps.nurec_tables import map_folder, parse_lane_tables
+from neural_sim.maps.nurec_tables_writer import encode_lane_tables
 from neural_sim.maps.opendrive_writer import encode_opendrive
+from neural_sim.road_map import Lane, RoadMap
 from neural_sim.scenes.archive import member_names, read_members, write_archive
 from neural_sim.scenes.nurec_scene import read_nurec_scene
 from neural_sim.scenes.storage import read_scene, world_origin, write_scene
@@ -114,11 +116,12 @@ def test_folders_are_looked_for_in_the_order_of_alpasim():
 
 @pytest.fixture
 def foreign(tmp_path):
-    """A scene with a recorded map, without roadloop's own members."""
+    """A scene with a recorded map as OpenDRIVE alone, without roadloop's own members."""
     scene = replace(make_scene(), road_map=make_map())
     path = tmp_path / "s.usdz"
     write_scene(scene, path)
     rewrite(path)
+    with_members(path, {name: None for name in member_names(path) if name.startswith("clipgt/")})
     return scene, path
 
 
@@ -138,9 +141,58 @@ def test_our_map_comes_back_as_opendrive(foreign):
     assert back.lanes[0].successors == (back.lanes[1].lane_id,)
 
 
+def test_our_map_comes_back_from_its_lane_tables(tmp_path):
+    scene, path = replace(make_scene(), road_map=make_map()), tmp_path / "s.usdz"
+    write_scene(scene, path)
+    rewrite(path)
+    with_members(path, {"map.xodr": None})
+    back, shift = read_scene(path).road_map, world_origin(scene.expert)
+    assert [lane.lane_id for lane in back.lanes] == ["a", "b"]
+    assert [lane.successors for lane in back.lanes] == [("b",), ()]
+    assert [lane.width_m for lane in back.lanes] == pytest.approx([3.5, 3.25])
+    for written, read in zip(scene.road_map.lanes, back.lanes, strict=True):
+        np.testing.assert_allclose(read.centerline_m[[0, -1]], written.centerline_m[[0, -1]] - shift, atol=1e-9)
+    np.testing.assert_allclose(back.road_edges_m[0], scene.road_map.road_edges_m[0] - shift[:2], atol=1e-9)
+
+
+def rows(content):
+    return parquet.read_table(io.BytesIO(content)).to_pylist()
+
+
+def test_lane_tables_are_as_their_loader_in_alpasim_wants_them():
+    """It halves the sum of both rails point by point, and compares a relation's subjects with one lane."""
+    bend = Lane(
+        "bend", np.array([[0.0, 0, 0], [10, 0, 1], [10, 10, 2]]), 4.0, ("a", "b", "gone"), 5.0, is_junction=True
+    )
+    straight = [Lane(name, np.array([[10.0, 10, 2], [x, 20, 2]]), 4.0) for name, x in (("a", 10), ("b", 15))]
+    edge = np.array([[-1.0, 2.0], [9.0, 2.5]])
+    tables = encode_lane_tables(RoadMap((bend, *straight), (edge,), (), "recorded"), np.zeros(3), "drive")
+    names = {"clip", "lane", "association", "road_boundary", "intersection_area", "traffic_sign", "wait_line"}
+    assert set(tables) == names
+    lanes = {row["key"]["map_id"]: row["lane"] for row in rows(tables["lane"])}
+    left, right = ([list(point.values()) for point in lanes["bend"][f"{side}_rail"]] for side in ("left", "right"))
+    np.testing.assert_allclose((np.array(left) + right) / 2, bend.centerline_m, atol=1e-12)
+    np.testing.assert_allclose(left[0], [0, 2, 0], atol=1e-12)
+    np.testing.assert_allclose(left[1], [10 - 2**0.5, 2**0.5, 1], atol=1e-12)
+    assert lanes["bend"]["speed_limit"] == "5 m/s"
+    relations = [(row["key"]["kind"], row["association"]) for row in rows(tables["association"])]
+    assert relations == [
+        ("NEXT_LANE", {"subjects": ["bend"], "objects": ["a", "b"]}),
+        ("PREVIOUS_LANE", {"subjects": ["a"], "objects": ["bend"]}),
+        ("PREVIOUS_LANE", {"subjects": ["b"], "objects": ["bend"]}),
+    ]
+    assert rows(tables["clip"])[0]["key"]["clip_id"] == rows(tables["lane"])[0]["key"]["clip_id"] == "drive"
+    (boundary,) = rows(tables["road_boundary"])
+    assert [point["z"] for point in boundary["road_boundary"]["location"]] == [0.0, 1.0]
+    assert len(rows(tables["intersection_area"])[0]["intersection_area"]["location"]) == 6
+    for name, column in (("wait_line", "key.map_id"), ("association", "Association.subjects")):
+        alone = encode_lane_tables(RoadMap((straight[0],), (), (), "recorded"), np.zeros(3), "drive")[name]
+        assert column in parquet.read_schema(io.BytesIO(alone)).names, "asked for even where there is no row"
+
+
 def test_a_corridor_is_not_written_as_a_map(tmp_path):
     write_scene(make_scene(), tmp_path / "s.usdz")
-    assert "map.xodr" not in member_names(tmp_path / "s.usdz")
+    assert not [name for name in member_names(tmp_path / "s.usdz") if name == "map.xodr" or "clipgt" in name]
 
 
 def test_lane_tables_win_and_follow_the_world(foreign):

@@ -1,6 +1,7 @@
 """Pictures of the town: geometry, textures, determinism."""
 
 import dataclasses
+import importlib.metadata
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from neural_sim.errors import InputError
 from neural_sim.frames import invert_pose, pose_from_planar
 from neural_sim.rendering.renderer import RenderRequest
-from neural_sim.town import materials
+from neural_sim.town import embree, materials
 from neural_sim.town.cars import PAINTS, car_mesh
 from neural_sim.town.config import TELE_CAMERA, WIDE_CAMERA, TownConfig
 from neural_sim.town.materials import DASH_PERIOD_M, MARKING_WIDTH_M
@@ -288,6 +289,12 @@ def test_ray_scene_agrees_with_a_slow_reference(count, lasting):
     np.testing.assert_array_equal(scene.first_hit(origins, directions), nearest)
     parallel = expected(np.broadcast_to(directions[0], origins.shape))
     np.testing.assert_array_equal(scene.is_occluded(origins, directions[0]), np.isfinite(parallel).any(axis=1))
+
+
+def test_an_embreex_without_embree_4_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: None)
+    with pytest.raises(ImportError, match=r"embreex \S+ brings no library of Embree 4; expected embreex >= 4.4"):
+        embree.load_library()
 
 
 def test_scenes_that_come_and_go_leave_the_others_alone():

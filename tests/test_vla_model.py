@@ -55,6 +55,24 @@ def test_training_and_closed_loop_see_the_same_bits(policy, monkeypatch):
     assert torch.equal(trained[1], torch.cat([grid for _, grid in closed_loop]))
 
 
+def test_a_policy_told_only_the_speed_cannot_copy_its_past():
+    kinds = dataclasses.replace(SMALL, history="speed"), dataclasses.replace(SMALL, history="poses")
+    blind, seeing = (build_policy(kind, seed=0).eval() for kind in kinds)
+    batch = training_batch(SMALL, 2)
+    turned = batch.ego_history.copy()
+    turned[:, :-1, :3] *= 1.2
+    turned[:, :-1, 3] += 1.0
+    other = dataclasses.replace(batch, ego_history=turned)
+    faster = dataclasses.replace(batch, ego_history=batch.ego_history + np.float32([0.0, 0.0, 0.0, 1.0]))
+
+    def plans(policy, given):
+        return policy.sample(given, 1, 1.0, seeded(0, 1)).poses
+
+    assert torch.equal(plans(blind, batch), plans(blind, other))
+    assert not torch.equal(plans(blind, batch), plans(blind, faster))
+    assert not torch.equal(plans(seeing, batch), plans(seeing, other))
+
+
 def test_images_are_never_resized():
     with pytest.raises(PolicyError, match=r"found 100x64 px, expected both sides to be multiples of 32 px"):
         preprocess_images(torch.zeros(1, 64, 100, 3, dtype=torch.uint8), ImageSettings())

@@ -3,7 +3,7 @@
 | member | for | content |
 |---|---|---|
 | `default.usda`, `gauss.usda`, `volume.nurec` | USD and NuRec viewers | Gaussians and sky in half precision |
-| `metadata.yaml`, `rig_trajectories.json`, `sequence_tracks.json`, `clipgt/`, `map.xodr`, `mesh*.ply` | AlpaSim | rest |
+| `metadata.yaml`, `*_trajectories.json`, `sequence_tracks.json`, `clipgt/`, `map.xodr`, `mesh*.ply` | AlpaSim | rest |
 | `roadloop.json`, `roadloop/*.safetensors` | `read_scene` | the whole scene in full precision |
 
 Members for others are in a local world, shifted by `-world_origin_m`; the record of our own is not shifted.

@@ -37,15 +37,18 @@ def _arguments() -> np.ndarray:
 COHERENT = _arguments()
 
 
-def _library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
+    """The library that embreex installs. Raises `ImportError` where it brings none of version 4."""
     for file in importlib.metadata.files("embreex") or []:
         if "embree4" in file.name:
             return ctypes.CDLL(str(file.locate()))
     version = importlib.metadata.version("embreex")
-    raise ImportError(f"embreex {version} brings no library of Embree 4; expected embreex >= 4: pip install -U embreex")
+    raise ImportError(
+        f"embreex {version} brings no library of Embree 4; expected embreex >= 4.4: pip install -U embreex"
+    )
 
 
-_LIBRARY = _library()
+_LIBRARY = load_library()
 
 
 def _function(name: str, result: type | None, *arguments: type) -> Callable:
