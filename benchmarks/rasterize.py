@@ -17,7 +17,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numba
@@ -42,6 +42,7 @@ LENSES: dict[str, Distortion] = {
 BLEND_OPERATIONS = 31
 CHAINS, CHAIN, ROUNDS = 128, 32, 20_000
 SECTIONS = ("gsplat", "growth", "lenses", "limits")
+SH_DEGREES = (0, 1, 3)
 
 
 def road_scene(count: int, sh_degree: int = 0, seed: int = 0) -> Gaussians:
@@ -158,6 +159,11 @@ def compare_with_gsplat(repeats: int, sh_degree: int) -> dict[str, float]:
     return figures
 
 
+def merged(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """All figures in one."""
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def growth(repeats: int) -> dict[str, float]:
     """Times over the number of Gaussians and over the image size, and the memory of the largest case."""
     figures = {}
@@ -255,26 +261,25 @@ def count_work(
 
 
 def count_rows(records: np.ndarray, lists: np.ndarray, starts: np.ndarray, tiles_x: int) -> int:
-    """Replay `blend_tile` tile by tile and count its calls of `blend_row`."""
-    from neural_sim.rendering.cpu.blending import blend_tile, is_spent, row_range
+    """Replay `blend_tile` batch by batch and count its calls of `blend_row`."""
+    from neural_sim.rendering.cpu.blending import blend_tile, find_live_rows, row_range
     from neural_sim.rendering.cpu.layout import BATCH, MEAN_Y, REACH_Y, TILE
 
-    rows, pixels = 0, np.empty((TILE, 5 * TILE), np.float32)
+    rows, live = 0, np.empty((2, TILE + 1), np.int64)
     for tile in range(len(starts) - 1):
         members = lists[starts[tile] : starts[tile + 1]]
         left, top = tile % tiles_x * TILE, tile // tiles_x * TILE
-        # The whole tile ends at the first batch before which no pixel is left.
-        drawn = len(members)
-        low, high = 0, -(-len(members) // BATCH)
-        while low < high:
-            middle = (low + high) // 2
-            blend_tile(records, members[: middle * BATCH], left, top, pixels)
-            low, high = (low, middle) if is_spent(pixels) else (middle + 1, high)
-        drawn = min(low * BATCH, len(members))
-        for i in members[:drawn]:
-            first, last = row_range(records[i, MEAN_Y], records[i, REACH_Y], top)
-            rows += max(last - first, 0)
-    return rows
+        pixels = np.zeros((TILE, 5 * TILE), np.float32)
+        pixels[:, :TILE] = 1.0
+        for first in range(0, len(members), BATCH):
+            if find_live_rows(pixels, live) == 0:
+                break
+            batch = members[first : first + BATCH]
+            for i in batch:
+                low, high = row_range(records[i, MEAN_Y], records[i, REACH_Y], top)
+                rows += live[1, high] - live[1, low]
+            blend_tile(records, batch, left, top, pixels)
+    return int(rows)
 
 
 def main() -> None:
@@ -290,7 +295,7 @@ def main() -> None:
     if arguments.gsplat:
         sys.path.append(str(arguments.gsplat))
     sections: dict[str, Callable[[], dict[str, float]]] = {
-        "gsplat": lambda: compare_with_gsplat(arguments.repeats, 0) | compare_with_gsplat(arguments.repeats, 3),
+        "gsplat": lambda: merged(compare_with_gsplat(arguments.repeats, degree) for degree in SH_DEGREES),
         "growth": lambda: growth(arguments.repeats),
         "lenses": lambda: lenses(arguments.repeats),
         "limits": lambda: limits(arguments.repeats, arguments.threads),

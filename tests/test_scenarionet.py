@@ -155,6 +155,7 @@ def change_state(track, key, value):
         (lambda log: log["metadata"].update(ts=np.zeros(STEPS)), "metadata.ts: expected at least two increasing"),
         (change_state("ego", "position", np.zeros((5, 3))), r"position: shape \[5, 3\], expected 101 rows of 3"),
         (change_state("ego", "heading", np.full(STEPS, np.nan)), "track 'ego', heading: has NaN or infinite"),
+        (change_state("ego", "position", np.full((STEPS, 3), 1e200)), r"position: 1e\+200 m is no place; get"),
         (change_state("ego", "valid", np.zeros(STEPS)), "track 'ego': the ego is never valid"),
         (change_state("car", "heading", np.array([None] * STEPS)), "array of 'O8', expected plain numbers"),
         (change_state("car", "length", np.zeros((STEPS, 1))), "track 'car' has box size .*, expected positive"),

@@ -1,7 +1,5 @@
 """Front-to-back compositing of one tile after another, forward."""
 
-import math
-
 import numpy as np
 from numba import njit, prange
 
@@ -28,8 +26,10 @@ from neural_sim.rendering.cpu.layout import (
     R,
     aligned_scratch,
     gather,
+    prefetch_batch,
     spread_step,
 )
+from neural_sim.rendering.cpu.projection_lanes import EDGE
 from neural_sim.rendering.views import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN
 
 ALPHA_LOW, ALPHA_HIGH = np.float32(ALPHA_MIN), np.float32(ALPHA_MAX)
@@ -56,20 +56,39 @@ def exp2_above_minus_8(e: np.floating) -> np.floating:
 
 @njit(**INLINE)
 def row_range(mean_y: float, reach_y: float, tile_top: int) -> tuple[int, int]:
-    """First and one-past-last row of the tile whose pixel centres the splat's bounding box reaches."""
-    low = max(math.ceil(mean_y - reach_y - 0.501) - tile_top, 0)
-    high = min(math.floor(mean_y + reach_y - 0.499) + 1 - tile_top, TILE)
-    return low, high
+    """First and one-past-last row, 0..TILE, of the tile whose pixel centres the splat's bounding box reaches."""
+    top, last = np.float32(tile_top), np.float32(TILE)
+    # Truncation is the floor: what would be negative is clipped before.
+    low = int(min(max(mean_y - reach_y + EDGE - top, ZERO), last))
+    return low, max(int(min(max(mean_y + reach_y - EDGE - top + ONE, ZERO), last)), low)
 
 
 @njit(**JIT)
-def is_spent(pixels: np.ndarray) -> bool:
-    """Whether every pixel of a tile has ended; rows of `pixels` start with transmittance, negative where ended."""
-    highest = pixels[0, 0]
+def clear_tile(pixels: np.ndarray, left: int, top: int, shape: tuple[int, int]) -> None:
+    """Fill `pixels` [TILE, n * TILE] with transmittance 1 inside the image of this `shape`, 0 outside, then zeros."""
+    height, width = shape
+    pixels[:] = ZERO
+    for y in range(min(TILE, height - top)):
+        for x in range(min(TILE, width - left)):
+            pixels[y, x] = ONE
+
+
+@njit(**JIT)
+def find_live_rows(pixels: np.ndarray, live: np.ndarray) -> int:
+    """How many rows of a tile have a pixel that has not ended; rows of `pixels` start with transmittance, <= 0 at ends.
+
+    `live` [2, TILE + 1] gets their indices, and how many lie before each row.
+    """
+    count = 0
     for y in range(TILE):
+        live[1, y] = count
+        highest = pixels[y, 0]
         for x in range(TILE):
             highest = max(highest, pixels[y, x])
-    return highest <= ZERO
+        live[0, count] = y
+        count += 1 if highest > ZERO else 0
+    live[1, TILE] = count
+    return count
 
 
 @njit(**INLINE)
@@ -96,12 +115,13 @@ def blend_row(pixels: np.ndarray, y: int, p: float, q: float, level: float, colo
 def blend_tile(records: np.ndarray, members: np.ndarray, left: int, top: int, pixels: np.ndarray) -> None:
     """Composite the splats `members` into `pixels` [TILE, 5 * TILE].
 
-    Each row of pixels holds, TILE columns each: transmittance, red, green, blue, sum of weight * depth.
+    Each row of pixels holds, TILE columns each: transmittance, red, green, blue, sum of weight * depth. Where `pixels`
+    has no transmittance at first, outside the image, nothing is drawn.
     """
-    pixels[:, :TILE], pixels[:, TILE:] = ONE, ZERO
-    batch = aligned_scratch(BATCH, RECORD)
+    batch, live = aligned_scratch(BATCH, RECORD), np.empty((2, TILE + 1), np.int64)
+    prefetch_batch(records, members, 0)
     for first in range(0, len(members), BATCH):
-        if is_spent(pixels):
+        if find_live_rows(pixels, live) == 0:
             break
         for j in range(gather(records, members, first, batch)):
             p, r, k, log2_opacity = batch[j, P], batch[j, R], batch[j, K], batch[j, LOG2_OPACITY]
@@ -109,7 +129,8 @@ def blend_tile(records: np.ndarray, members: np.ndarray, left: int, top: int, pi
             mean_y = batch[j, MEAN_Y]
             start = p * (np.float32(left) + HALF - batch[j, MEAN_X])
             low, high = row_range(mean_y, batch[j, REACH_Y], top)
-            for y in range(low, high):
+            for place in range(live[1, low], live[1, high]):
+                y = live[0, place]
                 dy = np.float32(top + y) + HALF - mean_y
                 blend_row(pixels, y, p, start + r * dy, log2_opacity - k * dy * dy, color)
 
@@ -146,5 +167,6 @@ def blend(
         tile = i * step % tiles
         left, top = tile % tiles_x * TILE, tile // tiles_x * TILE
         pixels = aligned_scratch(TILE, 5 * TILE)
+        clear_tile(pixels, left, top, opacity.shape)
         blend_tile(records, lists[starts[tile] : starts[tile + 1]], left, top, pixels)
         store_tile(pixels, left, top, rgb, depth_sum, opacity)

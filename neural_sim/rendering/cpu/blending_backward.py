@@ -14,8 +14,9 @@ from neural_sim.rendering.cpu.blending import (
     ALPHA_HIGH,
     ALPHA_LOW,
     T_LOW,
+    clear_tile,
     exp2_above_minus_8,
-    is_spent,
+    find_live_rows,
     row_range,
 )
 from neural_sim.rendering.cpu.layout import (
@@ -52,6 +53,7 @@ from neural_sim.rendering.cpu.layout import (
     R,
     aligned_scratch,
     gather,
+    prefetch_batch,
     spread_step,
 )
 
@@ -74,7 +76,7 @@ def load_tile(
     """Fill `pixels` [TILE, COLUMNS] from outputs (rgb, depth_sum, opacity) and their cotangents."""
     rgb, depth_sum, opacity = images
     g_rgb, g_depth, g_opacity = cotangents
-    pixels[:, :TILE], pixels[:, TILE:] = ONE, ZERO
+    clear_tile(pixels, left, top, opacity.shape)
     height, width = opacity.shape
     for y in range(min(TILE, height - top)):
         for x in range(min(TILE, width - left)):
@@ -122,14 +124,22 @@ def backward_row(
 
 @njit(**JIT)
 def backward_tile(
-    records: np.ndarray, members: np.ndarray, left: int, top: int, pixels: np.ndarray, gradients: np.ndarray
+    records: np.ndarray,
+    members: np.ndarray,
+    pairs: np.ndarray,
+    left: int,
+    top: int,
+    pixels: np.ndarray,
+    gradients: np.ndarray,
 ) -> None:
-    """Write the gradient [GRADIENT] of every pair of one tile into `gradients` [pairs of the tile, GRADIENT]."""
+    """Write the gradient [GRADIENT] of the j-th of `members` into row `pairs[j]` of `gradients`."""
     sums = aligned_scratch(1, GRADIENT * TILE)[0]
-    batch = aligned_scratch(BATCH, RECORD)
+    batch, live = aligned_scratch(BATCH, RECORD), np.empty((2, TILE + 1), np.int64)
+    prefetch_batch(records, members, 0)
     for first in range(0, len(members), BATCH):
-        if is_spent(pixels):
-            gradients[first:] = ZERO
+        if find_live_rows(pixels, live) == 0:
+            for j in range(first, len(members)):
+                gradients[pairs[j]] = ZERO
             break
         for j in range(gather(records, members, first, batch)):
             p, r, k, log2_opacity = batch[j, P], batch[j, R], batch[j, K], batch[j, LOG2_OPACITY]
@@ -139,21 +149,22 @@ def backward_tile(
             low, high = row_range(mean_y, batch[j, REACH_Y], top)
             for x in range(GRADIENT * TILE):
                 sums[x] = ZERO
-            for y in range(low, high):
+            for place in range(live[1, low], live[1, high]):
+                y = live[0, place]
                 dy = np.float32(top + y) + HALF - mean_y
                 backward_row(pixels, sums, y, p, start + r * dy, log2_opacity - k * dy * dy, dy, color)
             for column in range(GRADIENT):
                 total = ZERO
                 for x in range(TILE):
                     total += sums[column * TILE + x]
-                gradients[first + j, column] = total
+                gradients[pairs[first + j], column] = total
 
 
 @njit(**PARALLEL)
 def blend_backward(
-    records: np.ndarray, lists: np.ndarray, starts: np.ndarray, images: tuple, cotangents: tuple
+    records: np.ndarray, lists: np.ndarray, starts: np.ndarray, pairs: np.ndarray, images: tuple, cotangents: tuple
 ) -> np.ndarray:
-    """Gradient rows float32 [pairs, GRADIENT] in the order of `lists`.
+    """Gradient rows float32 [pairs, GRADIENT]; `pairs` [pairs] has the row of each entry of `lists`.
 
     `images` are the forward outputs (rgb, depth_sum, opacity), `cotangents` the loss gradients with respect to them.
     """
@@ -167,5 +178,5 @@ def blend_backward(
         first, last = starts[tile], starts[tile + 1]
         pixels = aligned_scratch(TILE, COLUMNS)
         load_tile(pixels, left, top, images, cotangents)
-        backward_tile(records, lists[first:last], left, top, pixels, gradients[first:last])
+        backward_tile(records, lists[first:last], pairs[first:last], left, top, pixels, gradients)
     return gradients

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from neural_sim.gaussians import Gaussians
-from neural_sim.rendering.cpu.binning import count_pairs, fill_lists, prefix_sums
+from neural_sim.rendering.cpu.binning import fill_lists, prefix_sums
 from neural_sim.rendering.cpu.blending import blend
 from neural_sim.rendering.cpu.blending_backward import blend_backward
-from neural_sim.rendering.cpu.layout import RECORD, TILE
+from neural_sim.rendering.cpu.layout import RECORD, TILE, aligned_scratch
 from neural_sim.rendering.cpu.projection import project
 from neural_sim.rendering.cpu.projection_backward import project_backward
-from neural_sim.rendering.cpu.sorting import sort_by_depth
+from neural_sim.rendering.cpu.sorting import sort_lists
 from neural_sim.rendering.cpu.view_vector import view_vector
 from neural_sim.rendering.motion import frame_poses
 from neural_sim.rendering.view_batch import ViewBatch
@@ -25,18 +25,18 @@ Parameters = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class _DrawnView:
-    """One view with what its backward pass needs; `slots` and `times` are empty when no gradient is wanted."""
+    """One view with what its backward pass needs; `pairs` to `times` are empty when no gradient is wanted."""
 
     knots: np.ndarray
     view: np.ndarray
-    times: np.ndarray
     records: np.ndarray
     visible: np.ndarray
     lists: np.ndarray
     starts: np.ndarray
-    slots: np.ndarray
-    slot_range: np.ndarray
     images: tuple[np.ndarray, np.ndarray, np.ndarray]
+    pairs: np.ndarray
+    pair_range: np.ndarray
+    times: np.ndarray
 
 
 def rasterize_cpu(gaussians: Gaussians, batch: ViewBatch) -> RasterizedViews:
@@ -84,7 +84,9 @@ class _Rasterize(torch.autograd.Function):
         g_offsets = np.zeros((len(ctx.drawn), len(gradients[0]), 2), np.float32)
         g_knots = np.zeros((len(ctx.drawn), *ctx.drawn[0].knots.shape))
         for v, view in enumerate(ctx.drawn):
-            pairs = blend_backward(view.records, view.lists, view.starts, view.images, tuple(a[v] for a in arrays))
+            pair_gradients = blend_backward(
+                view.records, view.lists, view.starts, view.pairs, view.images, tuple(a[v] for a in arrays)
+            )
             g_knots[v, :, :, :3] = project_backward(
                 ctx.parameters,
                 gradients,
@@ -94,9 +96,8 @@ class _Rasterize(torch.autograd.Function):
                 view.times,
                 view.records,
                 view.visible,
-                pairs,
-                view.slots,
-                view.slot_range,
+                pair_gradients,
+                view.pair_range,
                 g_offsets[v],
             )
         g_offset = torch.from_numpy(g_offsets) if ctx.offset_shape == g_offsets.shape else None
@@ -118,18 +119,18 @@ def _draw(
     with_gradient: bool,
 ) -> _DrawnView:
     width_px, height_px = size
-    count, tiles_x, tiles_y = len(parameters[0]), -(-width_px // TILE), -(-height_px // TILE)
-    records, visible = np.empty((count, RECORD), np.float32), np.empty(count, bool)
+    count, tiles_x = len(parameters[0]), -(-width_px // TILE)
+    records, visible = aligned_scratch(count, RECORD), np.empty(count, bool)
     boxes, times = np.empty((count, 4), np.int16), np.empty(count if with_gradient and len(knots) > 1 else 0)
-    keys = project(parameters, offset, owners, knots, view, records, boxes, visible, times)
-    order = sort_by_depth(keys)
-    counts = count_pairs(records, boxes, order, tiles_x, tiles_y)
+    spans = np.empty(count, np.uint64)
+    keys, found, counts = project(parameters, offset, owners, knots, view, records, boxes, spans, visible, times)
     starts, positions, before = prefix_sums(counts)
-    slots = np.empty(before[-1] if with_gradient else 0, np.int32)
-    slot_range = np.zeros((count if with_gradient else 0, 2), np.int32)
-    lists = fill_lists(records, boxes, order, tiles_x, positions, before, slots, slot_range)
+    pair_range = np.empty((count if with_gradient else 0, 2), np.int32)
+    pair_owners = np.empty(before[-1] if with_gradient else 0, np.int32)
+    keys = fill_lists(keys, found, records, boxes, spans, tiles_x, positions, before, pair_range, pair_owners)
+    lists, pairs = sort_lists(keys, starts, pair_owners)
     rgb = np.empty((height_px, width_px, 3), np.float32)
     depth_sum, opacity = np.empty((height_px, width_px), np.float32), np.empty((height_px, width_px), np.float32)
     blend(records, lists, starts, rgb, depth_sum, opacity)
     images = (rgb, depth_sum, opacity)
-    return _DrawnView(knots, view, times, records, visible, lists, starts, slots, slot_range, images)
+    return _DrawnView(knots, view, records, visible, lists, starts, images, pairs, pair_range, times)

@@ -183,7 +183,7 @@ def color_gradient(
     inverse = 1.0 if degree_0 else 1.0 / math.sqrt(x * x + y * y + z * z)
     x, y, z = x * inverse, y * inverse, z * inverse
     basis, g_basis = scratch[0], scratch[1]
-    fill_basis(basis, x, y, z)
+    fill_basis(basis, 0, 1, len(basis), x, y, z)
     # The clamp at zero passes no gradient.
     g_red = totals[row, G_RED] if records[i, RED] > 0.0 else 0.0
     g_green = totals[row, G_RED + 1] if records[i, RED + 1] > 0.0 else 0.0

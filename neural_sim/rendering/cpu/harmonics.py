@@ -3,27 +3,36 @@
 import numpy as np
 from numba import njit
 
-from neural_sim.rendering.cpu.layout import JIT
+from neural_sim.rendering.cpu.layout import INLINE, JIT, ONE
 from neural_sim.rendering.harmonics import SH_0, SH_1, SH_2, SH_3
 
-A2, B2, C2 = SH_2
-A3, B3, C3, D3, E3 = SH_3
+# Float32, so that float32 stays float32; with float64 operands they are exact to 4e-8.
+A0, A1 = np.float32(SH_0), np.float32(SH_1)
+A2, B2, C2 = (np.float32(factor) for factor in SH_2)
+A3, B3, C3, D3, E3 = (np.float32(factor) for factor in SH_3)
+THREE, FIVE = np.float32(3.0), np.float32(5.0)
 
 
-@njit(**JIT)
-def fill_basis(basis: np.ndarray, x: float, y: float, z: float) -> None:
-    """Write the basis values of unit direction (x, y, z) into `basis` [1, 4, 9 or 16]."""
-    basis[0] = SH_0
-    if len(basis) > 1:
-        basis[1], basis[2], basis[3] = -SH_1 * y, SH_1 * z, -SH_1 * x
-    if len(basis) > 4:
-        basis[4], basis[5], basis[6] = A2 * x * y, -A2 * y * z, B2 * (3.0 * z * z - 1.0)
-        basis[7], basis[8] = -A2 * x * z, C2 * (x * x - y * y)
-    if len(basis) > 9:
-        basis[9], basis[10] = -A3 * y * (3.0 * x * x - y * y), B3 * x * y * z
-        basis[11], basis[12] = C3 * y * (1.0 - 5.0 * z * z), D3 * z * (5.0 * z * z - 3.0)
-        basis[13], basis[14] = C3 * x * (1.0 - 5.0 * z * z), E3 * z * (x * x - y * y)
-        basis[15] = -A3 * x * (x * x - 3.0 * y * y)
+@njit(**INLINE)
+def fill_basis(basis: np.ndarray, first: int, step: int, terms: int, x: float, y: float, z: float) -> None:
+    """Write the `terms` (1, 4, 9 or 16) basis values of unit direction (x, y, z) to every `step`-th place of `basis`.
+
+    `first` is the place of the first.
+    """
+    basis[first] = A0
+    if terms > 1:
+        basis[first + step], basis[first + 2 * step], basis[first + 3 * step] = -A1 * y, A1 * z, -A1 * x
+    if terms > 4:
+        basis[first + 4 * step], basis[first + 5 * step] = A2 * x * y, -A2 * y * z
+        basis[first + 6 * step] = B2 * (THREE * z * z - ONE)
+        basis[first + 7 * step], basis[first + 8 * step] = -A2 * x * z, C2 * (x * x - y * y)
+    if terms > 9:
+        basis[first + 9 * step], basis[first + 10 * step] = -A3 * y * (THREE * x * x - y * y), B3 * x * y * z
+        basis[first + 11 * step] = C3 * y * (ONE - FIVE * z * z)
+        basis[first + 12 * step] = D3 * z * (FIVE * z * z - THREE)
+        basis[first + 13 * step] = C3 * x * (ONE - FIVE * z * z)
+        basis[first + 14 * step] = E3 * z * (x * x - y * y)
+        basis[first + 15 * step] = -A3 * x * (x * x - THREE * y * y)
 
 
 @njit(**JIT)
@@ -31,7 +40,7 @@ def basis_gradient(g: np.ndarray, x: float, y: float, z: float) -> tuple[float, 
     """Gradient with respect to (x, y, z) of the sum of `g` [k] times the basis values."""
     gx, gy, gz = 0.0, 0.0, 0.0
     if len(g) > 1:
-        gx, gy, gz = -SH_1 * g[3], -SH_1 * g[1], SH_1 * g[2]
+        gx, gy, gz = -A1 * g[3], -A1 * g[1], A1 * g[2]
     if len(g) > 4:
         gx += A2 * y * g[4] - A2 * z * g[7] + 2.0 * C2 * x * g[8]
         gy += A2 * x * g[4] - A2 * z * g[5] - 2.0 * C2 * y * g[8]

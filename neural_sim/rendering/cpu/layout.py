@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from neural_sim.rendering.cpu.prefetching import prefetch
+
 TILE = 16  # px; a row of a tile is one AVX-512 register
 # Work is cut into this many pieces whatever the number of threads, so sums are the same for any number of threads.
 CHUNKS = 32
@@ -82,15 +84,23 @@ def aligned_scratch(rows: int, columns: int) -> np.ndarray:
 
 
 @njit(**JIT)
-def gather(records: np.ndarray, members: np.ndarray, first: int, batch: np.ndarray) -> int:
-    """Copy the records of up to BATCH `members` from `first` on into `batch` [BATCH, RECORD]; return how many.
+def prefetch_batch(records: np.ndarray, members: np.ndarray, first: int) -> None:
+    """Start to fetch the records of up to BATCH `members` from `first` on.
 
-    The records of a tile lie far apart. Fetched in a loop of their own many cache misses overlap; one by one, between
-    rows of arithmetic, each is waited for.
+    They lie far apart: asked for a batch ahead they arrive while the present one is drawn, instead of one by one.
     """
+    flat = records.reshape(-1)
+    for j in range(first, min(first + BATCH, len(members))):
+        prefetch(flat, np.int64(members[j]) * RECORD)  # pyright: ignore[reportCallIssue]
+
+
+@njit(**JIT)
+def gather(records: np.ndarray, members: np.ndarray, first: int, batch: np.ndarray) -> int:
+    """Copy the records of up to BATCH `members` from `first` on into `batch` [BATCH, RECORD]; return how many."""
     count = min(len(members) - first, BATCH)
     for j in range(count):
         i = members[first + j]
         for column in range(RECORD):
             batch[j, column] = records[i, column]
+    prefetch_batch(records, members, first + BATCH)
     return count

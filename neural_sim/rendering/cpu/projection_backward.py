@@ -14,9 +14,8 @@ BLOCK = 64
 
 @njit(**JIT)
 def sum_pairs(
-    pairs: np.ndarray,
-    slots: np.ndarray,
-    slot_range: np.ndarray,
+    pair_gradients: np.ndarray,
+    pair_range: np.ndarray,
     visible: np.ndarray,
     first: int,
     last: int,
@@ -30,10 +29,9 @@ def sum_pairs(
         for column in range(GRADIENT):
             totals[i - first, column] = 0.0
         if visible[i]:
-            for j in range(slot_range[i, 0], slot_range[i, 1]):
-                slot = slots[j]
+            for j in range(pair_range[i, 0], pair_range[i, 1]):
                 for column in range(GRADIENT):
-                    totals[i - first, column] += pairs[slot, column]
+                    totals[i - first, column] += pair_gradients[j, column]
 
 
 @njit(**JIT)
@@ -121,9 +119,8 @@ def project_backward(
     times: np.ndarray,
     records: np.ndarray,
     visible: np.ndarray,
-    pairs: np.ndarray,
-    slots: np.ndarray,
-    slot_range: np.ndarray,
+    pair_gradients: np.ndarray,
+    pair_range: np.ndarray,
     g_offset: np.ndarray,
 ) -> np.ndarray:
     """Add to `gradients`, shaped like `parameters` (means, quaternions, log scales, logits, sh); fill `g_offset`.
@@ -138,7 +135,7 @@ def project_backward(
         poses, g_chunk = np.empty((2, 3, 4)), np.zeros(g_knots.shape[1:], np.float64)
         for first in range(start, end, BLOCK):
             last = min(first + BLOCK, end)
-            sum_pairs(pairs, slots, slot_range, visible, first, last, totals)
+            sum_pairs(pair_gradients, pair_range, visible, first, last, totals)
             if one_by_one:
                 located_block_backward(
                     parameters,

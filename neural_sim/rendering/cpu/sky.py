@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from neural_sim.rendering.cpu.layout import JIT, ONE, PARALLEL, ZERO
+from neural_sim.rendering.cpu.layout import INLINE, JIT, ONE, PARALLEL, ZERO
 
 
 @njit(**JIT)
@@ -27,6 +27,16 @@ def texel_and_fraction(coordinate: float, size: int) -> tuple[int, int, float]:
     return first, min(first + 1, size - 1), position - first
 
 
+@njit(**INLINE)
+def bilinear(sky: np.ndarray, face: int, s: float, t: float, channel: int) -> float:
+    """One channel of the cubemap at (s, t) of a face."""
+    left, right, a = texel_and_fraction(s, sky.shape[1])
+    top, bottom, b = texel_and_fraction(t, sky.shape[1])
+    upper = sky[face, top, left, channel] * (1.0 - a) + sky[face, top, right, channel] * a
+    lower = sky[face, bottom, left, channel] * (1.0 - a) + sky[face, bottom, right, channel] * a
+    return upper * (1.0 - b) + lower * b
+
+
 # Few, since each has a sky of its own to add to; fixed, so that sums do not depend on the number of threads.
 _SKY_PIECES = 4
 
@@ -34,19 +44,15 @@ _SKY_PIECES = 4
 @njit(**PARALLEL)
 def look_up(sky: np.ndarray, rays: np.ndarray) -> np.ndarray:
     """Colours float32 [N, 3] of `sky` [6, S, S, 3] along `rays` [N, 3] of any length; black along zero."""
-    colors, size = np.empty((len(rays), 3), np.float32), sky.shape[1]
+    colors = np.empty((len(rays), 3), np.float32)
     for n in prange(len(rays)):
         x, y, z = rays[n, 0], rays[n, 1], rays[n, 2]
         if x == ZERO and y == ZERO and z == ZERO:
             colors[n] = ZERO
             continue
         face, s, t = face_coordinates(x, y, z)
-        left, right, a = texel_and_fraction(s, size)
-        top, bottom, b = texel_and_fraction(t, size)
         for channel in range(3):
-            upper = sky[face, top, left, channel] * (1.0 - a) + sky[face, top, right, channel] * a
-            lower = sky[face, bottom, left, channel] * (1.0 - a) + sky[face, bottom, right, channel] * a
-            colors[n, channel] = upper * (1.0 - b) + lower * b
+            colors[n, channel] = bilinear(sky, face, s, t, channel)
     return colors
 
 
@@ -91,16 +97,12 @@ def blend_pixel(
 ) -> None:
     """Write pixel (i, j): rgb + (1 - opacity) times the sky along world-frame `ray`, clipped; no sky along zero."""
     x, y, z = ray
-    rest, size = ONE - opacity[i, j], sky.shape[1]
+    rest = ONE - opacity[i, j]
     if x == 0.0 and y == 0.0 and z == 0.0:
         rest, z = ZERO, 1.0
     face, s, t = face_coordinates(x, y, z)
-    left, right, a = texel_and_fraction(s, size)
-    top, bottom, b = texel_and_fraction(t, size)
     for channel in range(3):
-        upper = sky[face, top, left, channel] * (1.0 - a) + sky[face, top, right, channel] * a
-        lower = sky[face, bottom, left, channel] * (1.0 - a) + sky[face, bottom, right, channel] * a
-        value = rgb[i, j, channel] + rest * np.float32(upper * (1.0 - b) + lower * b)
+        value = rgb[i, j, channel] + rest * np.float32(bilinear(sky, face, s, t, channel))
         image[i, j, channel] = min(max(value, ZERO), ONE)
 
 

@@ -1,51 +1,77 @@
-"""Parallel stable radix sort of depth keys."""
+"""Sorting of each tile's list by depth: radix, stable, parallel over tiles."""
 
 import numpy as np
 from numba import njit, prange
 
-from neural_sim.rendering.cpu.layout import PARALLEL
+from neural_sim.rendering.cpu.layout import JIT, PARALLEL, spread_step
 
-DIGIT_BITS = 11
+DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
-# Few, since every piece has a histogram to walk through; a stable sort gives the same order for any number.
-PIECES = 8
+# Shorter lists are sorted by insertion.
+SHORT = 24
+
+
+@njit(**JIT)
+def sort_by_insertion(keys: np.ndarray) -> None:
+    """Sort a few `keys` in place by their upper halves, stable."""
+    for i in range(1, len(keys)):
+        key, j = keys[i], i
+        while j > 0 and keys[j - 1] >> np.uint64(32) > key >> np.uint64(32):
+            keys[j] = keys[j - 1]
+            j -= 1
+        keys[j] = key
+
+
+@njit(**JIT)
+def sort_by_radix(keys: np.ndarray) -> np.ndarray:
+    """`keys` uint64 in order of their upper halves, stable; in place or in a new array."""
+    low, high = keys[0], keys[0]
+    for key in keys:
+        low, high = min(low, key), max(high, key)
+    base = low >> np.uint64(32)
+    span = (high >> np.uint64(32)) - base
+    source, target = keys, np.empty_like(keys)
+    places, mask, shift = np.empty(DIGITS, np.int32), np.uint64(DIGITS - 1), np.uint64(0)
+    while span >> shift > np.uint64(0):
+        places[:] = 0
+        for key in source:
+            places[(((key >> np.uint64(32)) - base) >> shift) & mask] += 1
+        total = np.int32(0)
+        for digit in range(DIGITS):
+            here = places[digit]
+            places[digit] = total
+            total += here
+        for key in source:
+            digit = (((key >> np.uint64(32)) - base) >> shift) & mask
+            target[places[digit]] = key
+            places[digit] += 1
+        source, target = target, source
+        shift += np.uint64(DIGIT_BITS)
+    return source
 
 
 @njit(**PARALLEL)
-def sort_by_depth(keys: np.ndarray) -> np.ndarray:
-    """Indices int32 [M] of `keys` uint64 [M] = (float32 bits << 32 | index), in order of their upper halves, stable."""
-    count = len(keys)
-    order = np.empty(count, np.int32)
-    if count == 0:
-        return order
-    low, high = np.uint64(0xFFFFFFFF), np.uint64(0)
-    for i in range(count):
-        low, high = min(low, keys[i] >> np.uint64(32)), max(high, keys[i] >> np.uint64(32))
-    source, target = keys, np.empty_like(keys)
-    positions = np.empty((PIECES, DIGITS), np.int32)
-    mask, base, shift = np.uint64(DIGITS - 1), low << np.uint64(32), np.uint64(32)
-    while shift == np.uint64(32) or (high - low) >> (shift - np.uint64(32)) > 0:
-        for piece in prange(PIECES):
-            first, last = piece * count // PIECES, (piece + 1) * count // PIECES
-            histogram = positions[piece]
-            histogram[:] = 0
-            for i in range(first, last):
-                histogram[((source[i] - base) >> shift) & mask] += 1
-        total = 0
-        for digit in range(DIGITS):
-            for piece in range(PIECES):
-                here = positions[piece, digit]
-                positions[piece, digit] = total
-                total += here
-        for piece in prange(PIECES):
-            first, last = piece * count // PIECES, (piece + 1) * count // PIECES
-            position = positions[piece]
-            for i in range(first, last):
-                digit = ((source[i] - base) >> shift) & mask
-                target[position[digit]] = source[i]
-                position[digit] += 1
-        source, target = target, source
-        shift += np.uint64(DIGIT_BITS)
-    for i in prange(count):
-        order[i] = np.int32(source[i] & np.uint64(0xFFFFFFFF))
-    return order
+def sort_lists(lists: np.ndarray, starts: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussians int32 [pairs] of each tile in order of depth, from the keys `lists`, which are used up; stable.
+
+    Those of tile t are the places `starts[t]` to `starts[t + 1]`. If the lower halves of the keys are pairs, whose
+    Gaussians are `owners` [pairs], then also these int32 [pairs] in the same order; else an empty array.
+    """
+    members, pairs = np.empty(len(lists), np.int32), np.empty(len(owners), np.int32)
+    tiles = len(starts) - 1
+    step = spread_step(tiles)
+    for piece in prange(tiles):
+        tile = piece * step % tiles
+        first, last = starts[tile], starts[tile + 1]
+        keys = lists[first:last]
+        if last - first > SHORT:
+            keys = sort_by_radix(keys)
+        else:
+            sort_by_insertion(keys)
+        for j in range(last - first):
+            members[first + j] = np.int32(keys[j] & np.uint64(0xFFFFFFFF))
+        if len(owners):
+            for j in range(first, last):
+                pairs[j] = members[j]
+                members[j] = owners[pairs[j]]
+    return members, pairs
