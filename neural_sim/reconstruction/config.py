@@ -63,6 +63,8 @@ class ReconstructionConfig:
     """Weight of the mean standard deviation over distance in the loss."""
     ground_opacity_weight: float = 0.1
     """Weight of the missing opacity on rays that point below the horizon."""
+    sky_opacity_weight: float = 0.0
+    """Weight of the mean opacity where an image surely shows sky; 0 does not look for sky at all."""
 
     densify_every: int = 50
     """Iterations between relocations of dead Gaussians and growth."""
@@ -93,6 +95,7 @@ class ReconstructionConfig:
             "far_points",
             "opacity_penalty",
             "scale_penalty",
+            "sky_opacity_weight",
             "growth",
             "time_budget_s",
             "memory_budget_gb",

@@ -25,6 +25,7 @@ class Target:
         request: with the camera at the size of the image.
         image: uint8 [H, W, 3] RGB.
         usable: bool [H, W], which pixels show the world, or None for all.
+        sky: bool [H, W], which pixels surely show sky, or None where that is not known.
         T_camera_world, T_world_camera: float32 [1, 4, 4], when the first line is read.
         K: float32 [1, 3, 3], px.
         T_world_camera_close: float32 [1, 4, 4], when the last line is read; None with a global shutter.
@@ -33,6 +34,7 @@ class Target:
     request: RenderRequest
     image: Tensor
     usable: Bool[Tensor, "h w"] | None
+    sky: Bool[Tensor, "h w"] | None
     T_camera_world: Float[Tensor, "1 4 4"]
     T_world_camera: Float[Tensor, "1 4 4"]
     K: Float[Tensor, "1 3 3"]
@@ -64,16 +66,17 @@ class Target:
 
 def make_target(view: View, request: RenderRequest, reduction: int = 1) -> Target:
     """The view, taken as `request` says, with its image reduced `reduction` times by area averaging."""
-    camera, image, usable = view.camera, view.image, view.usable
+    camera, image, usable, sky = view.camera, view.image, view.usable, view.sky
     if reduction > 1:
         size = (max(1, camera.width_px // reduction), max(1, camera.height_px // reduction))
         camera, image = camera.resized(*size), np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-        usable = None if usable is None else _wholly(usable, size)
+        usable, sky = (None if mask is None else _wholly(mask, size) for mask in (usable, sky))
     opened, closed = request.T_world_camera_open, request.T_world_camera_close
     return Target(
         request=replace(request, camera=camera),
         image=torch.from_numpy(image),
         usable=None if usable is None else torch.from_numpy(usable),
+        sky=None if sky is None else torch.from_numpy(sky),
         T_camera_world=_batched(invert_pose(opened)),
         T_world_camera=_batched(opened),
         K=_batched(camera.K),
@@ -113,6 +116,6 @@ def _batched(matrix: np.ndarray) -> Tensor:
     return torch.from_numpy(matrix.astype(np.float32))[None]
 
 
-def _wholly(usable: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Which pixels of a smaller image have usable pixels only."""
-    return np.asarray(cv2.resize((~usable).astype(np.float32), size, interpolation=cv2.INTER_AREA)) == 0
+def _wholly(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Which pixels of a smaller image have pixels of the mask only."""
+    return np.asarray(cv2.resize((~mask).astype(np.float32), size, interpolation=cv2.INTER_AREA)) == 0

@@ -26,6 +26,11 @@ def mean_over(values: Float[Tensor, "h w c"], usable: Bool[Tensor, "h w"] | None
     return torch.where(usable[..., None], values, 0.0).sum() / (usable.sum() * values.shape[-1]).clamp_min(1)
 
 
+def sky_opacity(opacity: Float[Tensor, "h w"], sky: Bool[Tensor, "h w"]) -> Float[Tensor, ""]:
+    """Mean opacity over the pixels that show sky, where nothing should be; 0 without any. Differentiable."""
+    return torch.where(sky, opacity, 0.0).sum() / sky.sum().clamp_min(1)
+
+
 def ssim(
     image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"], usable: Bool[Tensor, "h w"] | None = None
 ) -> Float[Tensor, ""]:

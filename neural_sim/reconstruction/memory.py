@@ -59,7 +59,8 @@ def check_memory(clip: Clip, config: ReconstructionConfig) -> None:
 def _image_bytes(frames: CameraFrames, config: ReconstructionConfig) -> float:
     """All views with their two training sizes, and the float images of one step."""
     width, height = reduced_size(frames.camera, config.image_width_px)
-    return width * height * 3 * (len(frames.t_us) * 2.25 + 4 * _STEP_IMAGES)
+    # Three colours and a mask of the sky: the view, and its two sizes as targets.
+    return width * height * (len(frames.t_us) * 2.25 * 4 + 3 * 4 * _STEP_IMAGES)
 
 
 def _gray_bytes(frames: CameraFrames, config: ReconstructionConfig) -> float:

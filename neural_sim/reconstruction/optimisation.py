@@ -18,7 +18,7 @@ from neural_sim.reconstruction.config import ReconstructionConfig
 from neural_sim.reconstruction.densification import constrain, densify
 from neural_sim.reconstruction.drawing import Target, draw, make_target
 from neural_sim.reconstruction.ground import GroundSurface
-from neural_sim.reconstruction.loss import mean_over, ssim
+from neural_sim.reconstruction.loss import mean_over, sky_opacity, ssim
 from neural_sim.reconstruction.model import ROAD, SceneModel
 from neural_sim.reconstruction.placement import placed_actors
 from neural_sim.reconstruction.views import View
@@ -193,7 +193,7 @@ def _exposed(image: Tensor, exposure: Float[Tensor, "2 3"]) -> Tensor:
 def _penalties(
     model: SceneModel, config: ReconstructionConfig, visible: Tensor, views: RasterizedViews, target: Target
 ) -> Tensor:
-    """Opacity and relative size of what is seen, and missing opacity below the horizon."""
+    """Opacity and relative size of what is seen, opacity in the sky, and missing opacity below the horizon."""
     seen = visible.float() / visible.sum().clamp_min(1)
     off_road = seen * (model.owner != ROAD)
     opacity = (torch.sigmoid(model.tensors["opacity_logits"]) * off_road).sum()
@@ -203,6 +203,8 @@ def _penalties(
         below = below * target.usable
     hollow = ((1 - views.opacity[0]) * below).mean()
     penalty = config.opacity_penalty * opacity + config.scale_penalty * (relative * seen).sum()
+    if target.sky is not None:
+        penalty = penalty + config.sky_opacity_weight * sky_opacity(views.opacity[0], target.sky)
     return penalty + config.ground_opacity_weight * hollow
 
 

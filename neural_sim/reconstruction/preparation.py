@@ -30,7 +30,8 @@ from neural_sim.reconstruction.model import (
     gaussians_from_points,
     road_gaussians,
 )
-from neural_sim.reconstruction.structure import find_structure
+from neural_sim.reconstruction.sky_mask import sky_mask
+from neural_sim.reconstruction.structure import Structure, find_structure
 from neural_sim.reconstruction.views import View
 from neural_sim.rendering.renderer import RenderRequest
 from neural_sim.road_users import Track
@@ -114,7 +115,7 @@ def prepare(clip: Clip, config: ReconstructionConfig, seed: int) -> Prepared:
         len(moving),
     )  # fmt: skip
     return Prepared(
-        training,
+        _with_sky(clip.clip_id, structure, lidar) if config.sky_opacity_weight > 0 else training,
         held_out,
         moving,
         ActorKnots(moving, training),
@@ -124,6 +125,16 @@ def prepare(clip: Clip, config: ReconstructionConfig, seed: int) -> Prepared:
         actors,
         ego,
     )
+
+
+def _with_sky(clip_id: str, structure: Structure, lidar_m: Float[np.ndarray, "n 3"]) -> tuple[View, ...]:
+    """The training views with masks of the sky, refuted by lidar points and by the points that each view observed."""
+    views = tuple(
+        replace(view, sky=sky_mask(view, np.concatenate([structure.points_m[seen], lidar_m])))
+        for view, seen in zip(structure.training, structure.seen, strict=True)
+    )
+    logger.info("%s: sky found in %d of %d views", clip_id, sum(view.sky is not None for view in views), len(views))
+    return views
 
 
 def _above_ground(points: ColoredPoints, surface: GroundSurface) -> ColoredPoints:

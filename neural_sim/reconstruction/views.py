@@ -49,6 +49,7 @@ class View:
         held_out: whether the view is only measured, never trained on.
         ends: camera poses as the first and the last line of a rolling shutter are read; None for a global one.
         usable: bool [H, W], which pixels show the world, see `usable_pixels`; None for all.
+        sky: bool [H, W], which pixels surely show sky, see `sky_mask`; None where that is not known.
     """
 
     camera: Camera
@@ -59,6 +60,7 @@ class View:
     held_out: bool
     ends: tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4 4"]] | None = None
     usable: Bool[np.ndarray, "h w"] | None = None
+    sky: Bool[np.ndarray, "h w"] | None = None
 
     @property
     def T_camera_world(self) -> Float[np.ndarray, "4 4"]:
