@@ -78,9 +78,14 @@ def _stage_arguments(kind: type[commands.Common], arguments: list[str]) -> Any:
 def _ingest(arguments: list[str]) -> int:
     from pipelines.ingest import ingest
 
-    given = tyro.cli(commands.Ingest, args=arguments, prog="roadloop ingest")
+    given = tyro.cli(commands.Ingest, args=[_in_full(word) for word in arguments], prog="roadloop ingest")
     ingest(given.dataset, out=given.out, options=given.options, resume=given.resume)
     return 0
+
+
+def _in_full(word: str) -> str:
+    name, separator, value = word.partition("=")
+    return commands.SHORT_INGEST_OPTIONS.get(name, name) + separator + value
 
 
 def _reconstruct(arguments: list[str]) -> int:

@@ -61,10 +61,15 @@ class Ingest:
     """Folder of the clip; its name becomes the clip's."""
 
     options: OmitArgPrefixes[IngestOptions] = field(default_factory=IngestOptions)
-    """Where the drive lies and which part of it to take."""
+    """Where the drive lies and which part of it to take; `--start`, `--duration` and `--rate` are short for the options
+    with a unit in their name."""
 
     resume: bool = True
     """Keep a clip that is there already; `--no-resume` makes it anew."""
+
+
+SHORT_INGEST_OPTIONS = {"--start": "--start-s", "--duration": "--duration-s", "--rate": "--rate-hz"}
+"""Options of `ingest` that may be given without their unit."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from test_kitti_odometry import write_layout
 
+from neural_sim.clips.storage import read_clip
 from pipelines.cli import main
 
 
@@ -32,6 +34,14 @@ def test_every_command_explains_its_fields(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_options_of_ingest_may_be_given_without_their_unit(tmp_path):
+    clip = tmp_path / "clip"
+    given = ["--start", "1", "--duration=8", "--rate", "5", "--scale", "0.2", "--cameras", "camera_front_wide_120fov"]
+    assert main(["ingest", "town", "--seed", "7", "--out", str(clip), *given]) == 0
+    frames = read_clip(clip).cameras["camera_front_wide_120fov"]
+    assert np.diff(frames.t_us).tolist() == [200_000] * 40
 
 
 def test_help_gives_units_and_defaults(capsys):
