@@ -35,6 +35,7 @@ from pipelines.config import EvaluationConfig
 from pipelines.evaluate import evaluate
 from pipelines.inspect import inspect
 from pipelines.reconstruct_nerf import reconstruct_nerf
+from pipelines.worlds import cached_scene
 from vla.baselines import ConstantVelocityPolicy
 from vla.config import PolicyConfig
 
@@ -365,7 +366,7 @@ def test_two_seconds_of_closed_loop_in_a_nerf(world, tmp_path, scripted):
     assert summary["policies"]["straight"]["img_is_black"]["mean"] == 0
     other = replace(world, config=replace(TINY, iterations=31))
     write_nerf(other, nerf_path(scene))
-    stage.cached_scene.cache_clear()
+    cached_scene.cache_clear()
     with pytest.raises(InputError, match="nerfs"):
         evaluate([policy], [scene], out=report, config=ONCE, simulation=seen, device="cpu", workers=1)
 
