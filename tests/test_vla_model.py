@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from vla_examples import NOW_US, SMALL, rows_of, seeded, training_batch
+from vla_examples import NOW_US, SMALL, arc_plan, rows_of, seeded, training_batch
 
 from vla.baselines import ConstantVelocityPolicy
 from vla.config import PolicyConfig
@@ -184,6 +184,39 @@ def test_the_tiny_policy_overfits_what_only_the_images_tell():
         ConstantVelocityPolicy().sample(batch, 1, 1.0, seeded(*range(8))).poses, torch.from_numpy(batch.target)
     )
     assert after["ade_6.4s_m"] < 0.1 * floor["ade_6.4s_m"]
+
+
+def pillars(config, size, seed):
+    """Views of a bright pillar on noise, and plans that steer towards it: only its column tells the curvature."""
+    random = np.random.default_rng(seed)
+    batch, camera = training_batch(config, size, seed, speed_mps=8.0), config.cameras[0]
+    images = random.integers(60, 180, batch.images[camera].shape, dtype=np.uint8)
+    columns = random.integers(0, config.image_width_px - 8, size)
+    for image, column in zip(images, columns, strict=True):
+        image[:, :, column : column + 8] = 230
+    curvature = 0.04 - 0.08 * (columns + 0.5) / (config.image_width_px - 8)
+    return dataclasses.replace(batch, images={camera: images}, target=arc_plan(np.full(size, 8.0), curvature))
+
+
+def test_a_new_policy_soon_learns_where_something_is_in_images_it_never_saw():
+    config = dataclasses.replace(
+        SMALL, cameras=SMALL.cameras[:1], num_frames=1, training_draws=4, euler_steps=5, image_width_px=128
+    )
+    policy, unseen = build_policy(config, seed=0), pillars(config, 32, seed=0)
+    policy.fit_action_statistics(torch.from_numpy(pillars(config, 256, seed=1).target), torch.full((256,), 8.0))
+    optimiser = torch.optim.AdamW(policy.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=80)
+    generator = seeded(0)[0]
+    for step in range(80):
+        optimiser.zero_grad()
+        policy.loss(pillars(config, 16, seed=2 + step), generator)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    planned_y_m = policy.sample(unseen, 1, 0.0, seeded(*range(32))).poses[:, 0, 29, 1].numpy()
+    target_y_m = unseen.target[:, 29, 1]
+    blind_error_m = np.abs(target_y_m - target_y_m.mean()).mean()
+    assert np.abs(planned_y_m - target_y_m).mean() < 0.5 * blind_error_m
 
 
 def test_constant_velocity_keeps_speed_and_heading():
