@@ -52,10 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"roadloop: unknown command {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2
     try:
-        return _COMMANDS[command](rest)
+        return _COMMANDS[command]([_in_full(command, word) for word in rest])
     except (InputError, PolicyError, ControlError) as error:
         print(f"roadloop {command}: {error}", file=sys.stderr)
         return 2
+
+
+def _in_full(command: str, word: str) -> str:
+    name, separator, value = word.partition("=")
+    return commands.SHORT_OPTIONS.get(command, {}).get(name, name) + separator + value
 
 
 def _config_file(arguments: list[str]) -> Path | None:
@@ -78,14 +83,9 @@ def _stage_arguments(kind: type[commands.Common], arguments: list[str]) -> Any:
 def _ingest(arguments: list[str]) -> int:
     from pipelines.ingest import ingest
 
-    given = tyro.cli(commands.Ingest, args=[_in_full(word) for word in arguments], prog="roadloop ingest")
+    given = tyro.cli(commands.Ingest, args=arguments, prog="roadloop ingest")
     ingest(given.dataset, out=given.out, options=given.options, resume=given.resume)
     return 0
-
-
-def _in_full(word: str) -> str:
-    name, separator, value = word.partition("=")
-    return commands.SHORT_INGEST_OPTIONS.get(name, name) + separator + value
 
 
 def _reconstruct(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """The arguments of every `roadloop` command. Field docstrings are the `--help` text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -68,8 +69,11 @@ class Ingest:
     """Keep a clip that is there already; `--no-resume` makes it anew."""
 
 
-SHORT_INGEST_OPTIONS = {"--start": "--start-s", "--duration": "--duration-s", "--rate": "--rate-hz"}
-"""Options of `ingest` that may be given without their unit."""
+SHORT_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "ingest": {"--start": "--start-s", "--duration": "--duration-s", "--rate": "--rate-hz"},
+    "evaluate": {"--renderer": "--evaluate.renderer"},
+}
+"""Options of a command that may be given without their unit or group."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Evaluate(Common):
     """Stop watching once so many checkpoints were evaluated; 0 for never."""
 
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Rollouts and protocol."""
+    """Rollouts and protocol; `--renderer` is short for `--evaluate.renderer`."""
 
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
     """The closed loop."""

@@ -44,6 +44,15 @@ def test_options_of_ingest_may_be_given_without_their_unit(tmp_path):
     assert np.diff(frames.t_us).tolist() == [200_000] * 40
 
 
+def test_the_renderer_of_an_evaluation_may_be_given_without_its_group(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pipelines.evaluate.evaluate", lambda *_, **given: asked.append(given["config"].renderer))
+    arguments = ["evaluate", "--policies", str(tmp_path), "--scenes", str(tmp_path / "s.usdz"), "--out", str(tmp_path)]
+    for given in (["--renderer", "nerf"], ["--renderer=town"], []):
+        main([*arguments, *given])
+    assert asked == ["nerf", "town", "splat"]
+
+
 def test_help_gives_units_and_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["rollout", "--help"])
