@@ -162,21 +162,26 @@ def test_fourier_actions_one_waypoint_a_token():
     assert policy.sample(training_batch(config, 1), 2, 1.0, seeded(0)).poses.shape == (1, 2, 64, 3)
 
 
+def fit(policy, batches, learning_rate):
+    """One step on each batch."""
+    optimiser = torch.optim.AdamW(policy.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=len(batches))
+    generator = seeded(0)[0]
+    for batch in batches:
+        optimiser.zero_grad()
+        policy.loss(batch, generator)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+
+
 def test_the_tiny_policy_overfits_what_only_the_images_tell():
     config = dataclasses.replace(SMALL, cameras=SMALL.cameras[:1], num_frames=1, training_draws=4, euler_steps=5)
     batch = training_batch(config, 8, seed=1, speed_mps=8.0)
     policy = build_policy(config, seed=0)
     policy.fit_action_statistics(torch.from_numpy(batch.target), torch.full((8,), 8.0))
     before = policy.open_loop_metrics(batch, seeded(*range(8)), num_samples=4)
-    optimiser = torch.optim.AdamW(policy.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=120)
-    generator = seeded(0)[0]
-    for _ in range(120):
-        optimiser.zero_grad()
-        policy.loss(batch, generator)["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+    fit(policy, [batch] * 120, learning_rate=3e-3)
     after = policy.open_loop_metrics(batch, seeded(*range(8)), num_samples=4)
     assert after["ade_2s_m"] < 0.12
     assert after["ade_6.4s_m"] < 0.1 * before["ade_6.4s_m"]
@@ -204,15 +209,7 @@ def test_a_new_policy_soon_learns_where_something_is_in_images_it_never_saw():
     )
     policy, unseen = build_policy(config, seed=0), pillars(config, 32, seed=0)
     policy.fit_action_statistics(torch.from_numpy(pillars(config, 256, seed=1).target), torch.full((256,), 8.0))
-    optimiser = torch.optim.AdamW(policy.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=80)
-    generator = seeded(0)[0]
-    for step in range(80):
-        optimiser.zero_grad()
-        policy.loss(pillars(config, 16, seed=2 + step), generator)["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+    fit(policy, [pillars(config, 16, seed=2 + step) for step in range(80)], learning_rate=2e-3)
     planned_y_m = policy.sample(unseen, 1, 0.0, seeded(*range(32))).poses[:, 0, 29, 1].numpy()
     target_y_m = unseen.target[:, 29, 1]
     blind_error_m = np.abs(target_y_m - target_y_m.mean()).mean()
